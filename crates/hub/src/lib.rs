@@ -1,0 +1,1 @@
+//! Fetches model folders from the Hugging Face hub.

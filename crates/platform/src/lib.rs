@@ -1,0 +1,12 @@
+//! What every part of Myriad stands on: identifiers, configuration, the database and the blob store opened by URL.
+//!
+//! Knows nothing of HTTP, prices or tensors.
+
+pub mod blobs;
+pub mod db;
+pub mod ids;
+pub mod units;
+
+pub use blobs::{BlobError, Blobs};
+pub use db::{Db, DbError};
+pub use ids::{AccountName, AdapterName, Digest, RequestId};

@@ -1,0 +1,122 @@
+//! The engine's two hand-offs: a `Request` goes in through a bounded inbox, `Event`s come out on its own channel.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use model::{AdapterImage, Sampling};
+use platform::{Digest, RequestId};
+
+/// Whose fair share a request takes. Opaque to the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane(pub u64);
+
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: RequestId,
+    /// Id of one of the engine's base models.
+    pub base: Arc<str>,
+    pub adapter: Option<Digest>,
+    pub lane: Lane,
+    /// Who may share prefix pages: requests with equal salts. Opaque to the engine.
+    pub cache_salt: u64,
+    pub tokens: Arc<[u32]>,
+    pub sampling: Arc<Sampling>,
+    pub seed: u64,
+    /// How many answers to draw from the one prompt, 1 or more.
+    pub choices: u32,
+    /// Most tokens per choice.
+    pub max_tokens: u32,
+    /// Fewest tokens before a stop token is allowed.
+    pub min_tokens: u32,
+    /// Matched against the concatenated bytes of the output's tokens.
+    pub stop: Vec<Vec<u8>>,
+    /// End-of-sequence ids and the request's own stop tokens. Their own bytes are never part of the answer.
+    pub stop_tokens: Arc<[u32]>,
+    /// Draw on past the stop tokens (they are banned).
+    pub ignore_eos: bool,
+    /// Whether a matched stop string stays in the answer.
+    pub include_stop: bool,
+    /// Report log-probabilities with this many alternatives.
+    pub top_logprobs: Option<u8>,
+    /// Also report the prompt's own log-probabilities (`echo` with `logprobs`); such a request does not read the
+    /// prefix cache.
+    pub score_prompt: bool,
+}
+
+/// What comes back, in order per choice; `Finished` comes last and exactly once for the whole request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Log-probabilities of prompt tokens 1.. (the first token has none), once, before any `Token`.
+    Prompt(Vec<Token>),
+    Token { choice: u32, token: Token },
+    /// A choice is complete: its answer is the first `visible_bytes` bytes of its tokens' concatenated bytes.
+    Choice { choice: u32, reason: FinishReason, visible_bytes: u64 },
+    Finished(Finished),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    pub id: u32,
+    pub logprob: f32,
+    pub top: Vec<(u32, f32)>,
+    /// How many of the choice's last bytes could still turn out to be part of a stop string: not to be shown yet.
+    pub held_bytes: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+    Cancelled,
+    /// The engine could not go on; the text is for the user.
+    Failed(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    pub usage: Usage,
+    /// Set where the whole request failed (its adapter could not be fetched, drain, a device error).
+    pub error: Option<String>,
+}
+
+/// The engine's own count: what is billed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt, once, however many choices.
+    pub prompt: u64,
+    /// Of these, how many were read from the prefix cache.
+    pub cached: u64,
+    /// Tokens drawn, all choices together, a stop token included. Rows computed past a stop are not.
+    pub completion: u64,
+}
+
+/// Why a request was not taken in. Nothing was computed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the engine's queue is full")]
+    Full { retry_after_ms: u64 },
+    #[error("the engine is draining")]
+    Draining,
+    #[error("base model {0:?} is not loaded on this engine")]
+    UnknownBase(String),
+    #[error("maximum context length is {context} tokens, but {asked} were asked for ({prompt} in the prompt)")]
+    TooLong { context: usize, asked: usize, prompt: usize },
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    #[error("token id {0} is outside the vocabulary")]
+    UnknownToken(u32),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("adapter {digest}: {reason}")]
+pub struct ImageFetchError {
+    pub digest: Digest,
+    pub reason: String,
+}
+
+/// Where the engine gets an adapter that is not resident. Implemented by the adapter store.
+pub trait AdapterImages: Send + Sync {
+    fn fetch(&self, digest: Digest) -> BoxFuture<'static, Result<Arc<AdapterImage>, ImageFetchError>>;
+}
