@@ -1,0 +1,239 @@
+//! The command line: what was typed, as types. Says nothing of what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::config::{self, ConfigError, ServeConfig};
+
+#[derive(Debug, Parser)]
+#[command(name = "myriad", version, about = "A serverless platform for LoRA adapters", max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the whole platform in one process (what `myriad` alone does)
+    Serve(Box<ServeConfig>),
+    /// Talk to a model or an adapter
+    Chat(Chat),
+    /// Upload adapter folders; each is live at once
+    Push(Push),
+    /// List what can be named as a model
+    Models(Server),
+    /// Point an adapter's alias at a version
+    Promote(Promote),
+    /// Show requests, newest first, with their tokens
+    Usage(Usage),
+    /// List, make or revoke API keys
+    Keys(Keys),
+    /// Load a server and print latencies and throughput as a table
+    Bench(Bench),
+    /// Print the reference of all settings of `serve` (docs/configuration.md)
+    #[command(hide = true)]
+    Configuration,
+}
+
+/// Which server a client command talks to, and with which key.
+#[derive(Debug, Clone, Args)]
+pub struct Server {
+    /// Address of the API [default: the last server started on this machine]
+    #[arg(long, env = "MYRIAD_BASE_URL", value_name = "URL", global = true)]
+    pub base_url: Option<String>,
+
+    /// API key [default: the one saved for that server]
+    #[arg(long, env = "MYRIAD_API_KEY", value_name = "KEY", hide_env_values = true, global = true)]
+    pub api_key: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Chat {
+    /// Base model or adapter: `support`, `account/name`, `name@3`, `name@prod` [default: the first base model]
+    pub model: Option<String>,
+
+    /// Send one message, print the answer and leave
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+
+    /// System prompt
+    #[arg(short, long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    #[arg(short, long, value_name = "T")]
+    pub temperature: Option<f32>,
+
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<u32>,
+
+    #[arg(long, value_name = "N")]
+    pub seed: Option<i64>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    /// Adapter folders, then optionally the name: DIR... [NAME | ACCOUNT/NAME]
+    #[arg(required = true, value_name = "DIR... [NAME]")]
+    pub what: Vec<String>,
+
+    /// Also point this alias at the new version
+    #[arg(long, value_name = "ALIAS")]
+    pub alias: Option<String>,
+
+    /// Base model, where more than one is loaded and the adapter does not say
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Promote {
+    /// Adapter and version: `name@3` or `account/name@3`
+    pub version: String,
+
+    /// The alias to move; `default` is what a bare name answers with, and stays where it is put
+    #[arg(default_value = "default")]
+    pub alias: String,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// How many requests to show
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: u32,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Keys {
+    #[command(subcommand)]
+    pub action: KeysAction,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeysAction {
+    /// Keys of the account, without their secret part
+    List,
+    /// Make a key; it is shown once
+    Create {
+        #[arg(default_value = "key")]
+        name: String,
+    },
+    /// Revoke a key by its id
+    Revoke { id: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// Models or adapters to spread the requests over [default: the first base model]
+    #[arg(long, value_name = "MODEL", value_delimiter = ',')]
+    pub model: Vec<String>,
+
+    /// How requests choose among them
+    #[arg(long, value_enum, default_value = "uniform")]
+    pub popularity: Popularity,
+
+    /// Requests in all
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests: u32,
+
+    /// Requests at the same time
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub concurrency: u32,
+
+    /// Prompt length in tokens
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt_tokens: u32,
+
+    /// Answer length in tokens (the end-of-sequence token is ignored)
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub output_tokens: u32,
+
+    /// Seed of prompts and of the choice of models
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+
+    /// Also write the table as Markdown and the figures as JSON: FILE.md and FILE.json
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Popularity {
+    /// All requests name the first model
+    Identical,
+    /// Each request names the next model in turn
+    Distinct,
+    /// Each model is as likely as another
+    Uniform,
+    /// Model k is named in proportion to 1/k
+    Zipf,
+}
+
+/// Reads the command line. Without a sub-command it is `serve`; the configuration file gives `serve` its defaults.
+pub fn parse(arguments: Vec<std::ffi::OsString>) -> Result<Cli, ConfigError> {
+    let arguments = with_default_command(arguments);
+    let mut command = Cli::command();
+    if arguments.get(1).is_some_and(|name| name == "serve") {
+        let file = config_argument(&arguments);
+        let mut failed = None;
+        command = command.mut_subcommand("serve", |serve| {
+            config::with_file_defaults(serve.clone(), file.as_deref()).unwrap_or_else(|error| {
+                failed = Some(error);
+                serve
+            })
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+    }
+    let matches = command.get_matches_from(arguments);
+    Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+/// `serve`'s part of the command line, for its reference.
+pub fn serve_command() -> clap::Command {
+    Cli::command().find_subcommand("serve").cloned().unwrap_or_default()
+}
+
+fn with_default_command(mut arguments: Vec<std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let asks_for_serve = match arguments.get(1).map(|first| first.to_string_lossy().into_owned()) {
+        None => true,
+        Some(first) => first.starts_with('-') && !matches!(first.as_str(), "-h" | "--help" | "-V" | "--version"),
+    };
+    if asks_for_serve {
+        arguments.insert(1.min(arguments.len()), "serve".into());
+    }
+    arguments
+}
+
+/// The configuration file must be known before the other arguments are read, since it holds their defaults.
+fn config_argument(arguments: &[std::ffi::OsString]) -> Option<PathBuf> {
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        if argument == "--config" {
+            return rest.next().map(PathBuf::from);
+        }
+        if let Some(path) = argument.to_str().and_then(|text| text.strip_prefix("--config=")) {
+            return Some(path.into());
+        }
+    }
+    std::env::var_os("MYRIAD_CONFIG").map(PathBuf::from)
+}

@@ -1,0 +1,10 @@
+//! The client commands: each a file, built on the public API alone.
+
+pub mod bench;
+pub mod chat;
+pub mod keys;
+pub mod models;
+pub mod promote;
+pub mod push;
+pub mod table;
+pub mod usage;

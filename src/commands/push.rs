@@ -1,0 +1,184 @@
+//! `myriad push DIR... [NAME]`: upload adapter folders. One folder prints its checks, several a table.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use reqwest::multipart::{Form, Part};
+use serde_json::Value;
+
+use super::table::Table;
+use crate::cli::Push;
+use crate::client::{Client, ClientError};
+
+/// Largest adapter that is uploaded in one request, in bytes.
+const UPLOAD_BYTES: u64 = 4 << 30;
+/// Most files of one adapter folder.
+const FILES: usize = 64;
+const CHUNK: usize = 256 << 10;
+
+pub async fn run(push: &Push) -> Result<(), ClientError> {
+    let client = Client::new(&push.server)?;
+    let (folders, name) = folders_and_name(&push.what)?;
+    if let [folder] = folders.as_slice() {
+        let name = match name {
+            Some(name) => name,
+            None => folder_name(folder)?,
+        };
+        let (version, seconds) = upload(&client, push, folder, &name).await?;
+        println!("{}", summary(&version, &name, seconds));
+        return Ok(());
+    }
+    if name.is_some() {
+        return Err(ClientError::Usage("with several folders each adapter takes its folder's name; leave the name out".into()));
+    }
+    push_many(&client, push, &folders).await
+}
+
+async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<(), ClientError> {
+    let mut table = Table::new(["folder", "adapter", "rank", "canary KL", "seconds", "result"]);
+    let mut refused = 0;
+    for folder in folders {
+        let name = folder_name(folder)?;
+        let row = match upload(client, push, folder, &name).await {
+            Ok((version, seconds)) => [
+                folder.display().to_string(),
+                format!("{name}@{}", version["version"]),
+                version["rank"].to_string(),
+                canary(&version),
+                format!("{seconds:.1}"),
+                "live".into(),
+            ],
+            Err(error) => {
+                refused += 1;
+                let dash = || "-".to_owned();
+                [folder.display().to_string(), name, dash(), dash(), dash(), error.to_string()]
+            }
+        };
+        table.push(row);
+    }
+    print!("{}", table.text());
+    match refused {
+        0 => Ok(()),
+        n => Err(ClientError::Usage(format!("{n} of {} adapters were refused", folders.len()))),
+    }
+}
+
+/// Every argument that is a folder is one to push; a last one that is not is the name.
+fn folders_and_name(what: &[String]) -> Result<(Vec<PathBuf>, Option<String>), ClientError> {
+    let (last, before) = what.split_last().ok_or_else(|| ClientError::Usage("name a folder".into()))?;
+    let mut folders: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
+    let name = if Path::new(last).is_dir() || before.is_empty() {
+        folders.push(last.into());
+        None
+    } else {
+        Some(last.clone())
+    };
+    match folders.iter().find(|folder| !folder.is_dir()) {
+        Some(missing) => Err(file_error(missing, "is not a folder")),
+        None => Ok((folders, name)),
+    }
+}
+
+fn folder_name(folder: &Path) -> Result<String, ClientError> {
+    let whole = folder.canonicalize().map_err(|e| file_error(folder, e))?;
+    let name = whole.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    name.ok_or_else(|| file_error(folder, "has no name; give one: myriad push DIR NAME"))
+}
+
+fn file_error(path: &Path, reason: impl ToString) -> ClientError {
+    ClientError::File { path: path.display().to_string(), reason: reason.to_string() }
+}
+
+/// `account/name` of a name that may leave its account out.
+pub async fn full_name(client: &Client, name: &str) -> Result<String, ClientError> {
+    if name.contains('/') {
+        return Ok(name.to_owned());
+    }
+    let account = client.get("/v1/account").await?;
+    let account = account["id"].as_str().ok_or_else(|| ClientError::Protocol("the account has no id".into()))?;
+    Ok(format!("{account}/{name}"))
+}
+
+async fn upload(client: &Client, push: &Push, folder: &Path, name: &str) -> Result<(Value, f64), ClientError> {
+    let files = read_folder(folder)?;
+    let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let bar = progress_bar(name, total);
+    let mut form = Form::new();
+    if let Some(alias) = &push.alias {
+        form = form.text("alias", alias.clone());
+    }
+    if let Some(base) = &push.base {
+        form = form.text("base", base.clone());
+    }
+    for (file, bytes) in files {
+        form = form.part("files", streamed(bytes, &bar).file_name(file));
+    }
+    let started = Instant::now();
+    let path = format!("/v1/adapters/{}", full_name(client, name).await?);
+    let response = client.send(client.request(Method::PUT, &path).multipart(form)).await;
+    bar.finish_and_clear();
+    Ok((response?.json().await?, started.elapsed().as_secs_f64()))
+}
+
+fn read_folder(folder: &Path) -> Result<Vec<(String, Bytes)>, ClientError> {
+    let mut files = Vec::new();
+    let mut total = 0;
+    for entry in std::fs::read_dir(folder).map_err(|e| file_error(folder, e))? {
+        let path = entry.map_err(|e| file_error(folder, e))?.path();
+        let (Some(name), true) = (path.file_name().and_then(|name| name.to_str()), path.is_file()) else { continue };
+        if name.starts_with('.') {
+            continue;
+        }
+        total += path.metadata().map_err(|e| file_error(&path, e))?.len();
+        if total > UPLOAD_BYTES || files.len() == FILES {
+            return Err(file_error(folder, format!("holds over {UPLOAD_BYTES} bytes or {FILES} files")));
+        }
+        files.push((name.to_owned(), std::fs::read(&path).map_err(|e| file_error(&path, e))?.into()));
+    }
+    if files.is_empty() {
+        return Err(file_error(folder, "holds no files; an adapter has adapter_config.json and adapter_model.safetensors"));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// A part that moves the bar as it is sent.
+fn streamed(bytes: Bytes, bar: &ProgressBar) -> Part {
+    let (bar, length) = (bar.clone(), bytes.len());
+    let chunks = (0..length.div_ceil(CHUNK)).map(move |i| {
+        let chunk = bytes.slice(i * CHUNK..length.min((i + 1) * CHUNK));
+        bar.inc(chunk.len() as u64);
+        Ok::<_, std::io::Error>(chunk)
+    });
+    Part::stream_with_length(reqwest::Body::wrap_stream(futures::stream::iter(chunks)), length as u64)
+}
+
+fn progress_bar(name: &str, total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("  {msg} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let bar = ProgressBar::new(total).with_message(name.to_owned());
+    match style {
+        Ok(style) => bar.with_style(style.progress_chars("=> ")),
+        Err(_) => bar,
+    }
+}
+
+fn canary(version: &Value) -> String {
+    version["canary"]["kl"].as_f64().map_or("-".into(), |kl| format!("{kl:.2}"))
+}
+
+fn summary(version: &Value, name: &str, seconds: f64) -> String {
+    let mut text = format!(
+        "  {tensors}/{tensors} tensors bound   rank {rank}   canary KL {canary}   live in {seconds:.1} s as {name}@{number}",
+        tensors = version["tensors"],
+        rank = version["rank"],
+        canary = canary(version),
+        number = version["version"],
+    );
+    for warning in version["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        text.push_str(&format!("\n  warning: {warning}"));
+    }
+    text
+}
