@@ -54,18 +54,14 @@ impl Blobs {
         let path = self.path(key)?;
         match tokio::fs::read(&path).await {
             Ok(bytes) => Ok(bytes.into()),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Err(BlobError::Missing { key: key.to_owned() })
-            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(BlobError::Missing { key: key.to_owned() }),
             Err(source) => Err(BlobError::Io { key: key.to_owned(), source }),
         }
     }
 
     pub async fn exists(&self, key: &str) -> Result<bool, BlobError> {
         let path = self.path(key)?;
-        tokio::fs::try_exists(&path)
-            .await
-            .map_err(|source| BlobError::Io { key: key.to_owned(), source })
+        tokio::fs::try_exists(&path).await.map_err(|source| BlobError::Io { key: key.to_owned(), source })
     }
 
     /// Removes a blob; one that is not there is fine.

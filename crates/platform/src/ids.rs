@@ -74,26 +74,15 @@ pub const NAME_BYTES: usize = 64;
 pub enum IdError {
     #[error("{0:?} is not a SHA-256 digest (64 hexadecimal digits)")]
     Digest(String),
-    #[error(
-        "{name:?} is not {what}: use 1 to {NAME_BYTES} characters of {allowed}, starting with a letter or digit"
-    )]
+    #[error("{name:?} is not {what}: use 1 to {NAME_BYTES} characters of {allowed}, starting with a letter or digit")]
     Name { name: String, what: &'static str, allowed: &'static str },
 }
 
-fn checked(
-    name: &str,
-    what: &'static str,
-    allowed: &'static str,
-    extra: &[u8],
-) -> Result<String, IdError> {
+fn checked(name: &str, what: &'static str, allowed: &'static str, extra: &[u8]) -> Result<String, IdError> {
     let fits = (1..=NAME_BYTES).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || extra.contains(&b))
         && name.as_bytes()[0].is_ascii_alphanumeric();
-    if fits {
-        Ok(name.to_owned())
-    } else {
-        Err(IdError::Name { name: name.chars().take(80).collect(), what, allowed })
-    }
+    if fits { Ok(name.to_owned()) } else { Err(IdError::Name { name: name.chars().take(80).collect(), what, allowed }) }
 }
 
 macro_rules! name {

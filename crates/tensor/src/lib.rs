@@ -2,11 +2,12 @@
 //!
 //! Knows nothing of adapters' ids or of requests.
 
+pub mod cpu;
 pub mod runs;
 pub mod sampling;
 
 pub use runs::Runs;
-pub use sampling::{Ask, RowOutput, Sampling, SampleRow, TokenCounts};
+pub use sampling::{Ask, RowOutput, SampleRow, Sampling, TokenCounts};
 
 use serde::{Deserialize, Serialize};
 
