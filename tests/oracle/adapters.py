@@ -69,4 +69,7 @@ def save(adapted: torch.nn.Module, model_folder: Path, folder: Path, **options) 
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = model_folder.name
+    for key in ("target_modules", "feedforward_modules"):  # peft keeps them as sets, in another order each time
+        if isinstance(config.get(key), list):
+            config[key].sort()
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,145 @@
+"""One running myriad: started on free ports with a data directory of its own, stopped, killed, started again."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("MYRIAD_BINARY", ROOT / "target/release/myriad"))
+MODEL_FOLDER = ROOT / "models/myriad-mini"
+MODEL = "myriad-mini"
+KEY = "sk-myriad-key-of-the-client-tests"
+# What the suite waits for takes milliseconds; this is how long a broken server may hang it.
+PATIENCE_S = 30.0
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass
+class Server:
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    # The first account's key; without one the server makes its own.
+    key: str | None = KEY
+    port: int = field(default_factory=free_port)
+    ops_port: int = field(default_factory=free_port)
+    process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def variables(self) -> dict[str, str]:
+        """No variable of the person who runs the tests, and no file of theirs."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MYRIAD_", "XDG_", "HF_"))}
+        home = str(self.folder / "home")
+        return kept | {"HOME": home}
+
+    def command(self) -> list[str]:
+        settings = {
+            "--listen": f"127.0.0.1:{self.port}",
+            "--ops-listen": f"127.0.0.1:{self.ops_port}",
+            "--data": str(self.data),
+        }
+        defaults = [part for pair in settings.items() if pair[0] not in self.arguments for part in pair]
+        return [str(BINARY), "serve", *defaults, *self.arguments]
+
+    def spawn(self) -> None:
+        key = {} if self.key is None else {"MYRIAD_BOOTSTRAP_KEY": self.key}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "output").open("ab") as output:
+            self.process = subprocess.Popen(
+                self.command(), env=self.variables() | key, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+
+    def start(self) -> "Server":
+        self.spawn()
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.output}")
+            if self.ready():
+                return self
+            time.sleep(0.02)
+        raise AssertionError(f"the server was not ready within {PATIENCE_S} s:\n{self.output}")
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            try:
+                return self.wait()
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.process.returncode
+
+    def http(self, **options) -> httpx.Client:
+        headers = {"authorization": f"Bearer {KEY}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_S, **options)
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess:
+        """A client command as typed in a second terminal: the same person, nothing exported."""
+        return subprocess.run(
+            [str(BINARY), *arguments], env=self.variables(), capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+
+    def rows(self) -> list[dict]:
+        """Every row of the account, newest first, read page by page."""
+        rows: list[dict] = []
+        with self.http() as http:
+            while True:
+                after = {"after": rows[-1]["request_id"]} if rows else {}
+                page = http.get("/v1/account/requests", params={"limit": 100, **after}).raise_for_status().json()
+                rows += page["data"]
+                if not page["has_more"]:
+                    return rows
+
+    def row(self, request_id: str) -> dict:
+        """The one row of a request, once it is settled."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            rows = [row for row in self.rows() if row["request_id"] == request_id]
+            assert len(rows) <= 1, f"{request_id} has {len(rows)} rows"
+            if rows and rows[0]["finish"] != "running":
+                return rows[0]
+            assert time.monotonic() < deadline, f"{request_id} is not settled: {rows}"
+            time.sleep(0.01)

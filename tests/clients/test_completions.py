@@ -1,0 +1,92 @@
+"""Text completions: echo, scoring, token prompts, many prompts."""
+
+import openai
+import pytest
+
+from server import MODEL
+
+TEXT = "Hello, where is my order"
+
+
+def complete(client: openai.OpenAI, **options):
+    defaults = {"model": MODEL, "prompt": TEXT, "temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
+    return client.completions.create(**defaults | options)
+
+
+def test_a_reply_has_the_official_shape(client):
+    reply = complete(client)
+    assert reply.object == "text_completion" and reply.model == MODEL and reply.id and reply.created
+    [choice] = reply.choices
+    assert choice.text and choice.finish_reason == "length" and choice.logprobs is None
+    assert reply.usage.completion_tokens == 12
+
+
+def test_a_stream_says_the_same(client):
+    chunks = list(complete(client, stream=True, stream_options={"include_usage": True}))
+    *texts, usage = chunks
+    assert usage.choices == [] and usage.usage.completion_tokens == 12
+    assert "".join(chunk.choices[0].text for chunk in texts) == complete(client).choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in texts if chunk.choices[0].finish_reason] == ["length"]
+
+
+def test_logprobs_cover_every_token(client):
+    logprobs = complete(client, logprobs=3).choices[0].logprobs
+    assert len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 12
+    assert logprobs.text_offset[0] == 0 and logprobs.text_offset == sorted(logprobs.text_offset)
+    for token, value, top in zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs):
+        assert 1 <= len(top) <= 4 and value == max(top.values()) and token in top
+
+
+def test_echo_scores_the_prompt(client):
+    reply = complete(client, echo=True, logprobs=2)
+    [choice] = reply.choices
+    assert choice.text.startswith(TEXT) and choice.text == TEXT + complete(client).choices[0].text
+    assert choice.logprobs.token_logprobs[0] is None
+    assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+    assert len(choice.logprobs.tokens) == reply.usage.prompt_tokens + 12
+    generated = complete(client, logprobs=2).choices[0].logprobs
+    assert choice.logprobs.token_logprobs[-12:] == generated.token_logprobs
+
+
+def test_a_prompt_can_be_scored_without_an_answer(client):
+    reply = complete(client, echo=True, logprobs=1, max_tokens=0)
+    assert reply.usage.completion_tokens == 0
+    assert reply.choices[0].text == TEXT
+    assert len(reply.choices[0].logprobs.tokens) == reply.usage.prompt_tokens
+
+
+def test_scoring_gives_the_bits_that_generation_gave(client):
+    """What a prompt's tokens score does not depend on whether they were generated, prefilled at once or read from the cache."""
+    first = complete(client, echo=True, logprobs=0).choices[0]
+    again = complete(client, prompt=first.text, echo=True, logprobs=0, max_tokens=0).choices[0]
+    if again.logprobs.tokens == first.logprobs.tokens:
+        assert again.logprobs.token_logprobs == first.logprobs.token_logprobs
+    else:  # generation need not tokenise as the tokenizer does; the common beginning still agrees
+        same = next(i for i, pair in enumerate(zip(again.logprobs.tokens, first.logprobs.tokens)) if pair[0] != pair[1])
+        assert again.logprobs.token_logprobs[:same] == first.logprobs.token_logprobs[:same]
+
+
+def test_prompts_may_be_tokens(client):
+    tokens = [5, 9, 14, 20, 5, 7]
+    one = complete(client, prompt=tokens)
+    assert one.usage.prompt_tokens == 6
+    other = complete(client, prompt=[[8, 6, 4], tokens])
+    assert [choice.index for choice in other.choices] == [0, 1]
+    assert other.choices[1].text == one.choices[0].text and other.usage.prompt_tokens == 9
+
+
+def test_many_prompts_are_answered_in_order(client):
+    prompts = [TEXT, "A refund for", "The parcel is"]
+    together = complete(client, prompt=prompts, n=2)
+    assert [choice.index for choice in together.choices] == [0, 1, 2, 3, 4, 5]
+    alone = [complete(client, prompt=prompt) for prompt in prompts]
+    assert [choice.text for choice in together.choices[::2]] == [reply.choices[0].text for reply in alone]
+    assert together.usage.prompt_tokens == sum(reply.usage.prompt_tokens for reply in alone)
+    assert together.usage.completion_tokens == 72
+
+
+@pytest.mark.parametrize("options", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": [[]]}, {"logprobs": 1000}, {"max_tokens": -1}])
+def test_what_cannot_be_completed_is_refused(client, options):
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(client, **options)
+    assert caught.value.param == next(iter(options))
