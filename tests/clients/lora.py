@@ -8,6 +8,7 @@ import struct
 from server import MODEL, MODEL_FOLDER
 
 Files = dict[str, bytes]
+LINEARS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 
 
 def shapes() -> dict[str, tuple[int, int]]:
@@ -31,7 +32,7 @@ def layers() -> int:
     return json.loads((MODEL_FOLDER / "config.json").read_text())["num_hidden_layers"]
 
 
-def adapter(seed: int, rank: int = 4, linears: tuple[str, ...] = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")) -> Files:
+def adapter(seed: int, rank: int = 4, linears: tuple[str, ...] = LINEARS) -> Files:
     """The files of an adapter; equal arguments give equal bytes."""
     draw = random.Random(seed)
     tensors = {}
