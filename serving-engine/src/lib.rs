@@ -2,6 +2,20 @@
 //!
 //! Knows ids and token numbers: never text, tenants or money.
 
-pub mod request;
+mod engine;
+mod job;
+mod limits;
+mod pages;
+mod random;
+mod request;
+mod residency;
+mod scheduler;
+mod sequence;
+mod stop;
+mod worker;
 
-pub use request::{AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, Refused, Request, Token, Usage};
+pub use engine::{Base, BaseModel, Engine, Reply, Taken};
+pub use limits::{Limits, Stats};
+pub use request::{
+    AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, Refused, Request, Token, Usage,
+};

@@ -48,9 +48,16 @@ pub struct Request {
 pub enum Event {
     /// Log-probabilities of prompt tokens 1.. (the first token has none), once, before any `Token`.
     Prompt(Vec<Token>),
-    Token { choice: u32, token: Token },
+    Token {
+        choice: u32,
+        token: Token,
+    },
     /// A choice is complete: its answer is the first `visible_bytes` bytes of its tokens' concatenated bytes.
-    Choice { choice: u32, reason: FinishReason, visible_bytes: u64 },
+    Choice {
+        choice: u32,
+        reason: FinishReason,
+        visible_bytes: u64,
+    },
     Finished(Finished),
 }
 
@@ -105,6 +112,8 @@ pub enum Refused {
     TooLong { context: usize, asked: usize, prompt: usize },
     #[error("the prompt is empty")]
     EmptyPrompt,
+    #[error("n may be at most {most}")]
+    TooManyChoices { most: u32 },
     #[error("token id {0} is outside the vocabulary")]
     UnknownToken(u32),
 }

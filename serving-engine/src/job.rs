@@ -1,0 +1,66 @@
+//! A request on its way: where its events go, and its count.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::mpsc::Sender;
+
+use crate::request::{Event, FinishReason, Finished, Request, Token, Usage};
+
+pub struct Job {
+    pub request: Arc<Request>,
+    pub usage: Usage,
+    /// Choices that have not ended.
+    pub open: u32,
+    events: Sender<Event>,
+    cancelled: Arc<AtomicBool>,
+    /// Log-probabilities of prompt tokens 1.. by position, until they are sent.
+    scores: Vec<Option<Token>>,
+}
+
+impl Job {
+    pub fn new(request: Arc<Request>, events: Sender<Event>, cancelled: Arc<AtomicBool>) -> Self {
+        let scores = if request.score_prompt { vec![None; request.tokens.len() - 1] } else { Vec::new() };
+        let usage = Usage { prompt: request.tokens.len() as u64, ..Usage::default() };
+        Self { usage, open: request.choices, events, cancelled, scores, request }
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// The log-probability of the prompt token after `position`.
+    pub fn score(&mut self, position: usize, token: Token) {
+        if let Some(place) = self.scores.get_mut(position) {
+            *place = Some(token);
+        }
+    }
+
+    pub fn token(&mut self, choice: u32, token: Token) {
+        self.send_scores();
+        self.send(Event::Token { choice, token });
+    }
+
+    pub fn choice(&mut self, choice: u32, reason: FinishReason, visible_bytes: u64) {
+        self.send_scores();
+        self.open -= 1;
+        self.send(Event::Choice { choice, reason, visible_bytes });
+    }
+
+    pub fn finish(self, error: Option<String>) {
+        self.send(Event::Finished(Finished { usage: self.usage, error }));
+    }
+
+    /// Once, when all of the prompt is computed.
+    fn send_scores(&mut self) {
+        if !self.scores.is_empty() && self.scores.iter().all(Option::is_some) {
+            let scores = std::mem::take(&mut self.scores).into_iter().flatten().collect();
+            self.send(Event::Prompt(scores));
+        }
+    }
+
+    /// The channel holds every event that a request can have; where it is closed, nobody reads any more.
+    fn send(&self, event: Event) {
+        let _ = self.events.try_send(event);
+    }
+}

@@ -1,0 +1,149 @@
+//! One choice of one request, from its prompt to its last token.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::{Ask, RowOutput, SampleRow, Slot, TokenCounts};
+
+use crate::pages::{PageKey, root_key};
+use crate::random::uniform;
+use crate::request::{FinishReason, Request, Token};
+use crate::stop::{StopWatch, Watched};
+
+/// A sequence's plain counters are its state: what is computed, what is known, which pages it holds.
+#[derive(Debug)]
+pub struct Sequence {
+    pub job: u64,
+    pub choice: u32,
+    pub request: Arc<Request>,
+    /// Prompt, then what was drawn.
+    pub tokens: Vec<u32>,
+    /// How many of the tokens have their K and V in the pool.
+    pub computed: usize,
+    pub pages: Vec<u32>,
+    /// Keys of the full pages whose content is known, in order.
+    pub keys: Vec<PageKey>,
+    pub root: PageKey,
+    /// While it runs: the slot of its adapter.
+    pub slot: Slot,
+    /// Order of arrival; the youngest is preempted first.
+    pub arrival: u64,
+    /// When it was first looked at and could not start, in steps.
+    pub waiting_since: Option<u64>,
+    /// Whether its first admission has been counted as a prefix-cache query.
+    pub started: bool,
+    watch: StopWatch,
+    drawn: BTreeMap<u32, u32>,
+    prompt_set: Arc<[u32]>,
+}
+
+/// What a drawn token did.
+#[derive(Debug, PartialEq)]
+pub struct Drawn {
+    /// Nothing for a stop token: its bytes are no part of the answer.
+    pub token: Option<Token>,
+    pub end: Option<(FinishReason, u64)>,
+}
+
+impl Sequence {
+    pub fn new(job: u64, choice: u32, request: Arc<Request>, arrival: u64) -> Self {
+        let mut prompt_set: Vec<u32> = match request.sampling.needs_counts() {
+            true => request.tokens.to_vec(),
+            false => Vec::new(),
+        };
+        prompt_set.sort_unstable();
+        prompt_set.dedup();
+        Self {
+            job,
+            choice,
+            tokens: request.tokens.to_vec(),
+            computed: 0,
+            pages: Vec::new(),
+            keys: Vec::new(),
+            root: root_key(request.cache_salt, request.adapter),
+            slot: Slot::BASE,
+            arrival,
+            waiting_since: None,
+            started: false,
+            watch: StopWatch::new(request.stop.clone(), request.include_stop),
+            drawn: BTreeMap::new(),
+            prompt_set: prompt_set.into(),
+            request,
+        }
+    }
+
+    pub fn prompt(&self) -> usize {
+        self.request.tokens.len()
+    }
+
+    pub fn generated(&self) -> u32 {
+        (self.tokens.len() - self.prompt()) as u32
+    }
+
+    /// Rows that must be computed before the next token can be drawn; one while it is decoding.
+    pub fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether the row at `position` draws the next token.
+    pub fn draws_at(&self, position: usize) -> bool {
+        position + 1 == self.tokens.len() && self.request.max_tokens > 0
+    }
+
+    /// Whether the row at `position` tells the log-probability of the prompt token after it.
+    pub fn scores_at(&self, position: usize) -> bool {
+        self.request.score_prompt && self.choice == 0 && position + 1 < self.prompt()
+    }
+
+    /// What is asked of the row at `position`, where anything is.
+    pub fn ask(&self, position: usize) -> Option<Ask> {
+        if self.draws_at(position) {
+            return Some(Ask::Sample(self.sample_row()));
+        }
+        let top_logprobs = self.request.top_logprobs.unwrap_or(0);
+        self.scores_at(position).then(|| Ask::Score { target: self.tokens[position + 1], top_logprobs })
+    }
+
+    fn sample_row(&self) -> SampleRow {
+        let request = &self.request;
+        let position = u32::try_from(self.tokens.len()).unwrap_or(u32::MAX);
+        let must_go_on = request.ignore_eos || self.generated() < request.min_tokens;
+        SampleRow {
+            sampling: request.sampling.clone(),
+            uniform: uniform(request.seed, self.choice, position),
+            counts: request.sampling.needs_counts().then(|| TokenCounts {
+                prompt: self.prompt_set.clone(),
+                output: self.drawn.iter().map(|(&token, &count)| (token, count)).collect(),
+            }),
+            banned: if must_go_on { request.stop_tokens.clone() } else { Arc::new([]) },
+            mask: None,
+            top_logprobs: request.top_logprobs,
+        }
+    }
+
+    /// Takes a drawn token in. `bytes` are what it adds to the answer, `context` the model's longest sequence.
+    pub fn draw(&mut self, output: RowOutput, bytes: &[u8], context: usize) -> Drawn {
+        let RowOutput { token, logprob, top } = output;
+        self.tokens.push(token);
+        if self.request.sampling.needs_counts() {
+            *self.drawn.entry(token).or_default() += 1;
+        }
+        let visible = self.watch.total();
+        if self.request.stop_tokens.contains(&token) && !self.request.ignore_eos {
+            return Drawn { token: None, end: Some((FinishReason::Stop, visible)) };
+        }
+        let (held_bytes, mut end) = match self.watch.push(bytes) {
+            Watched::Open { held_bytes } => (held_bytes, None),
+            Watched::Stopped { visible_bytes, held_bytes } => (held_bytes, Some((FinishReason::Stop, visible_bytes))),
+        };
+        if end.is_none() && (self.generated() >= self.request.max_tokens || self.tokens.len() >= context) {
+            end = Some((FinishReason::Length, self.watch.total()));
+        }
+        Drawn { token: Some(Token { id: token, logprob, top, held_bytes }), end }
+    }
+
+    /// Bytes of the answer so far.
+    pub fn visible_bytes(&self) -> u64 {
+        self.watch.total()
+    }
+}

@@ -1,0 +1,448 @@
+//! One base model's requests: admission, the next step, and what its outputs mean. The engine's thread owns it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::{Executor, RowOutput, Runs, Slot, Step};
+use platform::Digest;
+
+use crate::job::Job;
+use crate::limits::{Limits, Stats};
+use crate::pages::{PagePool, next_key};
+use crate::request::{FinishReason, Request, Token};
+use crate::residency::{Lookup, Residency};
+use crate::scheduler::{Candidate, Lanes, share_rows};
+use crate::sequence::Sequence;
+use crate::{BaseModel, Taken};
+
+/// (index of a running sequence, its rows in the step), in the step's order.
+type Plan = Vec<(usize, usize)>;
+
+pub struct Worker {
+    base: BaseModel,
+    limits: Limits,
+    pool: PagePool,
+    page_tokens: usize,
+    residency: Residency,
+    lanes: Lanes,
+    jobs: HashMap<u64, Job>,
+    waiting: Vec<Sequence>,
+    running: Vec<Sequence>,
+    arrivals: u64,
+    steps: u64,
+    counted: Stats,
+}
+
+impl Worker {
+    pub fn new(base: BaseModel, limits: Limits) -> Self {
+        let shape = base.executor.pool();
+        Self {
+            pool: PagePool::new(shape.pages),
+            page_tokens: shape.page_tokens as usize,
+            residency: Residency::new(base.executor.slots(), limits.adapter_bytes),
+            lanes: Lanes::default(),
+            jobs: HashMap::new(),
+            waiting: Vec::new(),
+            running: Vec::new(),
+            arrivals: 0,
+            steps: 0,
+            counted: Stats::default(),
+            base,
+            limits,
+        }
+    }
+
+    pub fn take_in(&mut self, number: u64, taken: Taken) {
+        let request = Arc::new(taken.request);
+        for choice in 0..request.choices {
+            self.arrivals += 1;
+            self.waiting.push(Sequence::new(number, choice, request.clone(), self.arrivals));
+        }
+        self.counted.prompt_tokens += request.tokens.len() as u64;
+        self.jobs.insert(number, Job::new(request, taken.events, taken.cancelled));
+    }
+
+    /// An adapter was fetched, or could not be: then the requests that wait for it fail, and only they.
+    pub fn arrive(&mut self, digest: Digest, image: Result<Arc<model::AdapterImage>, String>) {
+        match image {
+            Ok(image) => self.residency.arrive(digest, Some(image)),
+            Err(reason) => {
+                self.residency.arrive(digest, None);
+                self.fail_waiting(digest, &reason);
+            }
+        }
+    }
+
+    pub fn forget(&mut self, digest: Digest) {
+        self.residency.forget(digest, &mut *self.base.executor);
+    }
+
+    /// Removes what was cancelled, then lets in what fits. Returns the adapters that must be fetched.
+    pub fn admit(&mut self) -> Vec<Digest> {
+        self.drop_cancelled();
+        self.lanes.keep(self.jobs.values().map(|job| job.request.lane));
+        let mut wanted = Vec::new();
+        let mut order: Vec<(u64, u64)> =
+            self.waiting.iter().map(|s| (self.lanes.served(s.request.lane), s.arrival)).collect();
+        order.sort_unstable();
+        for (_, arrival) in order {
+            if self.running.len() >= self.limits.running {
+                break;
+            }
+            if self.patience_ended().is_some_and(|oldest| oldest < arrival) {
+                continue;
+            }
+            let Some(at) = self.waiting.iter().position(|s| s.arrival == arrival) else { continue };
+            self.try_start(at, &mut wanted);
+        }
+        let waiting: std::collections::HashSet<Digest> =
+            self.waiting.iter().filter_map(|s| s.request.adapter).collect();
+        self.residency.keep_wanted(|digest| waiting.contains(digest));
+        wanted
+    }
+
+    /// Arrival of the oldest sequence that has waited so long that nobody may overtake it any more.
+    fn patience_ended(&self) -> Option<u64> {
+        let out_of_patience =
+            |s: &&Sequence| s.waiting_since.is_some_and(|since| self.steps - since > self.limits.patience_steps);
+        self.waiting.iter().filter(out_of_patience).map(|s| s.arrival).min()
+    }
+
+    fn try_start(&mut self, at: usize, wanted: &mut Vec<Digest>) {
+        if self.waits_for_sibling(&self.waiting[at]) {
+            return;
+        }
+        let slot = match self.waiting[at].request.adapter {
+            None => Slot::BASE,
+            Some(digest) => match self.residency.lookup(digest, &mut *self.base.executor) {
+                Ok(Lookup::Ready(slot)) => slot,
+                Ok(Lookup::Coming) => return,
+                Ok(Lookup::Absent) => {
+                    self.residency.expect(digest);
+                    wanted.push(digest);
+                    return;
+                }
+                Ok(Lookup::NoRoom) => return self.keep_waiting(at),
+                Err(reason) => return self.fail_waiting(digest, &reason),
+            },
+        };
+        if !self.take_pages(at) {
+            return self.keep_waiting(at);
+        }
+        let mut sequence = self.waiting.remove(at);
+        sequence.slot = slot;
+        sequence.waiting_since = None;
+        if let Some(digest) = sequence.request.adapter {
+            self.residency.pin(digest);
+        }
+        self.count_start(&mut sequence);
+        self.running.push(sequence);
+    }
+
+    /// Further choices read the first one's prompt from the cache, so they wait until it is there.
+    fn waits_for_sibling(&self, sequence: &Sequence) -> bool {
+        let leads = |other: &Sequence| other.job == sequence.job && other.choice == 0 && other.generated() == 0;
+        sequence.choice > 0 && (self.running.iter().any(leads) || self.waiting.iter().any(leads))
+    }
+
+    fn keep_waiting(&mut self, at: usize) {
+        let steps = self.steps;
+        self.waiting[at].waiting_since.get_or_insert(steps);
+    }
+
+    /// Gives a waiting sequence pages for all its tokens: known ones as far as they go, empty ones for the rest.
+    fn take_pages(&mut self, at: usize) -> bool {
+        let page_tokens = self.page_tokens;
+        let sequence = &mut self.waiting[at];
+        // The last token is always computed: its row is what the next one is drawn from.
+        let scores = sequence.request.score_prompt && sequence.choice == 0;
+        let readable = if scores { 0 } else { (sequence.tokens.len() - 1) / page_tokens };
+        let mut key = sequence.root;
+        for page in 0..readable {
+            key = next_key(key, &sequence.tokens[page * page_tokens..(page + 1) * page_tokens]);
+            let Some(shared) = self.pool.share(&key) else { break };
+            sequence.pages.push(shared);
+            sequence.keys.push(key);
+        }
+        let needed = sequence.tokens.len().div_ceil(page_tokens) - sequence.pages.len();
+        if needed > self.pool.available() {
+            sequence.keys.clear();
+            sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+            return false;
+        }
+        sequence.computed = sequence.pages.len() * page_tokens;
+        sequence.pages.extend((0..needed).filter_map(|_| self.pool.take()));
+        true
+    }
+
+    fn count_start(&mut self, sequence: &mut Sequence) {
+        if std::mem::replace(&mut sequence.started, true) || sequence.choice > 0 {
+            return;
+        }
+        self.counted.prefix_queries += sequence.prompt() as u64;
+        self.counted.prefix_hits += sequence.computed as u64;
+        if let Some(job) = self.jobs.get_mut(&sequence.job) {
+            job.usage.prompt = sequence.prompt() as u64;
+            job.usage.cached = sequence.computed as u64;
+        }
+    }
+
+    /// Chooses the rows of the next step, making room for tokens that begin a new page.
+    pub fn plan(&mut self) -> Plan {
+        self.grow_pages();
+        let candidates: Vec<Candidate> = (self.running.iter().enumerate())
+            .map(|(index, s)| Candidate { index, lane: s.request.lane, arrival: s.arrival, pending: s.pending() })
+            .collect();
+        let mut plan = share_rows(&candidates, &self.lanes, self.limits.step_rows);
+        plan.sort_by_key(|&(index, _)| (self.running[index].slot, self.running[index].arrival));
+        plan
+    }
+
+    fn grow_pages(&mut self) {
+        let mut index = 0;
+        while index < self.running.len() {
+            if self.running[index].pages.len() * self.page_tokens >= self.running[index].tokens.len() {
+                index += 1;
+            } else if let Some(page) = self.pool.take() {
+                self.running[index].pages.push(page);
+            } else {
+                self.preempt_youngest();
+                index = 0;
+            }
+        }
+    }
+
+    /// Sends the youngest sequence back to wait: it gives its pages up and computes them again later. What it has drawn
+    /// stays drawn.
+    fn preempt_youngest(&mut self) {
+        let youngest = (0..self.running.len()).max_by_key(|&index| self.running[index].arrival);
+        if let Some(index) = youngest {
+            let mut sequence = self.running.remove(index);
+            self.release(&mut sequence);
+            self.counted.preemptions += 1;
+            self.waiting.push(sequence);
+        }
+    }
+
+    fn release(&mut self, sequence: &mut Sequence) {
+        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        sequence.keys.clear();
+        sequence.computed = 0;
+        if let Some(digest) = sequence.request.adapter {
+            self.residency.unpin(digest);
+        }
+    }
+
+    /// The plan as a step.
+    pub fn build(&self, plan: &Plan) -> Step {
+        let mut step = Step {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            sequences: Runs::new(),
+            slots: Runs::new(),
+            asks: Vec::new(),
+        };
+        for &(index, rows) in plan {
+            let sequence = &self.running[index];
+            for position in sequence.computed..sequence.computed + rows {
+                if let Some(ask) = sequence.ask(position) {
+                    step.asks.push((step.tokens.len() as u32, ask));
+                }
+                step.tokens.push(sequence.tokens[position]);
+                step.positions.push(position as u32);
+            }
+            step.sequences.push(rows as u32, sequence.pages.as_slice().into());
+            step.slots.extend(rows as u32, sequence.slot);
+        }
+        step
+    }
+
+    pub fn executor(&mut self) -> &mut dyn Executor {
+        &mut *self.base.executor
+    }
+
+    /// Takes a step's outputs in: tokens go out, pages become known, sequences end.
+    pub fn commit(&mut self, plan: &Plan, outputs: Vec<RowOutput>) {
+        self.steps += 1;
+        let mut outputs = outputs.into_iter();
+        let mut ended = Vec::new();
+        for &(index, rows) in plan {
+            let first = self.running[index].computed;
+            self.lanes.charge(self.running[index].request.lane, rows);
+            for position in first..first + rows {
+                let sequence = &self.running[index];
+                let (draws, scores) = (sequence.draws_at(position), sequence.scores_at(position));
+                if !(draws || scores) {
+                    continue;
+                }
+                let Some(output) = outputs.next() else { continue };
+                if draws {
+                    if self.drawn(index, output) {
+                        ended.push(index);
+                    }
+                } else if let Some(job) = self.jobs.get_mut(&sequence.job) {
+                    let token = Token { id: output.token, logprob: output.logprob, top: output.top, held_bytes: 0 };
+                    job.score(position, token);
+                }
+            }
+            self.running[index].computed = first + rows;
+            self.publish(index);
+            if self.running[index].request.max_tokens == 0 && self.running[index].pending() == 0 {
+                self.end_choice(index, FinishReason::Length, 0);
+                ended.push(index);
+            }
+        }
+        ended.sort_unstable();
+        for index in ended.into_iter().rev() {
+            let mut sequence = self.running.remove(index);
+            self.release(&mut sequence);
+        }
+    }
+
+    /// Sends a drawn token on; true where the sequence ends with it.
+    fn drawn(&mut self, index: usize, output: RowOutput) -> bool {
+        self.counted.generation_tokens += 1;
+        let context = self.context();
+        let sequence = &mut self.running[index];
+        let bytes = self.base.vocabulary.get(output.token).to_vec();
+        let (choice, drawn) = (sequence.choice, sequence.draw(output, &bytes, context));
+        if let Some(job) = self.jobs.get_mut(&sequence.job) {
+            job.usage.completion += 1;
+            if let Some(token) = drawn.token {
+                job.token(choice, token);
+            }
+        }
+        match drawn.end {
+            None => false,
+            Some((reason, visible_bytes)) => {
+                self.end_choice(index, reason, visible_bytes);
+                true
+            }
+        }
+    }
+
+    fn end_choice(&mut self, index: usize, reason: FinishReason, visible_bytes: u64) {
+        let (number, choice) = (self.running[index].job, self.running[index].choice);
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        job.choice(choice, reason, visible_bytes);
+        if job.open == 0
+            && let Some(job) = self.jobs.remove(&number)
+        {
+            job.finish(None);
+        }
+    }
+
+    /// Makes the pages that are full now known.
+    fn publish(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        while (sequence.keys.len() + 1) * self.page_tokens <= sequence.computed {
+            let page = sequence.keys.len();
+            let parent = sequence.keys.last().copied().unwrap_or(sequence.root);
+            let key = next_key(parent, &sequence.tokens[page * self.page_tokens..(page + 1) * self.page_tokens]);
+            self.pool.publish(sequence.pages[page], key);
+            sequence.keys.push(key);
+        }
+    }
+
+    fn drop_cancelled(&mut self) {
+        let cancelled: Vec<u64> =
+            self.jobs.iter().filter(|(_, job)| job.is_cancelled()).map(|(&number, _)| number).collect();
+        for number in cancelled {
+            for sequence in self.take_sequences(|s| s.job == number) {
+                if let Some(job) = self.jobs.get_mut(&number) {
+                    job.choice(sequence.choice, FinishReason::Cancelled, sequence.visible_bytes());
+                }
+            }
+            if let Some(job) = self.jobs.remove(&number) {
+                job.finish(None);
+            }
+        }
+    }
+
+    /// Removes the sequences that `which` picks; their pages and slots are free again.
+    fn take_sequences(&mut self, which: impl Fn(&Sequence) -> bool) -> Vec<Sequence> {
+        let mut taken: Vec<Sequence> = self.running.extract_if(.., |s| which(s)).collect();
+        for sequence in &mut taken {
+            self.release(sequence);
+        }
+        taken.extend(self.waiting.extract_if(.., |s| which(s)));
+        taken
+    }
+
+    fn fail_waiting(&mut self, digest: Digest, reason: &str) {
+        let failed: Vec<u64> =
+            self.waiting.iter().filter(|s| s.request.adapter == Some(digest)).map(|s| s.job).collect();
+        self.fail(reason, |number| failed.contains(&number));
+    }
+
+    fn fail(&mut self, reason: &str, which: impl Fn(u64) -> bool) {
+        self.take_sequences(|s| which(s.job));
+        for (_, job) in self.jobs.extract_if(|&number, _| which(number)) {
+            job.finish(Some(reason.to_owned()));
+        }
+    }
+
+    /// Ends every request with an error.
+    pub fn fail_all(&mut self, reason: &str) {
+        self.fail(reason, |_| true);
+    }
+
+    /// The device failed in the middle of a step: what the pool holds cannot be trusted.
+    pub fn device_failed(&mut self, reason: &str) {
+        self.fail_all(reason);
+        self.pool.reset();
+    }
+
+    /// Requests that have not ended.
+    pub fn open(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// Longest sequence: the model's, or the pool's where that is smaller.
+    fn context(&self) -> usize {
+        context(&*self.base.executor)
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            running: self.running.len() as u64,
+            waiting: self.waiting.len() as u64,
+            pages_used: (self.pool.total() - self.pool.available()) as u64,
+            pages_total: self.pool.total() as u64,
+            resident_adapters: self.residency.count() as u64,
+            steps: self.steps,
+            ..self.counted
+        }
+    }
+
+    /// The pages' books balance, and nobody holds one but the running sequences.
+    pub fn check(&self) -> Result<(), String> {
+        self.pool.check()?;
+        let held: usize = self.running.iter().map(|s| s.pages.len()).sum();
+        let used = self.pool.total() - self.pool.available();
+        if used > held { Err(format!("{used} pages are held, {held} of them by sequences")) } else { Ok(()) }
+    }
+}
+
+/// Longest sequence that an executor can hold, in tokens.
+pub fn context(executor: &dyn Executor) -> usize {
+    let pool = executor.pool();
+    executor.shape().context.min(pool.pages as usize * pool.page_tokens as usize)
+}
+
+/// Whether a request can ever run on this executor.
+pub fn accepts(executor_context: usize, vocabulary: usize, request: &Request) -> Result<(), crate::Refused> {
+    use crate::Refused;
+    let prompt = request.tokens.len();
+    if prompt == 0 || request.choices == 0 {
+        return Err(Refused::EmptyPrompt);
+    }
+    let asked = prompt + request.max_tokens as usize;
+    if asked > executor_context {
+        return Err(Refused::TooLong { context: executor_context, asked, prompt });
+    }
+    match request.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(&token) => Err(Refused::UnknownToken(token)),
+        None => Ok(()),
+    }
+}
