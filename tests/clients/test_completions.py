@@ -85,7 +85,9 @@ def test_many_prompts_are_answered_in_order(client):
     assert together.usage.completion_tokens == 72
 
 
-@pytest.mark.parametrize("options", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": [[]]}, {"logprobs": 1000}, {"max_tokens": -1}])
+@pytest.mark.parametrize(
+    "options", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": [[]]}, {"logprobs": 1000}, {"max_tokens": -1}]
+)
 def test_what_cannot_be_completed_is_refused(client, options):
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, **options)

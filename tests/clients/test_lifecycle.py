@@ -17,7 +17,9 @@ LONG = 900
 def open_streams(server: Server, count: int) -> tuple[list, list[list]]:
     """Streams that have shown their first chunks, and what they showed."""
     client = connect(server)
-    streams = [ask(client, stream=True, max_tokens=LONG, messages=[{"role": "user", "content": f"Hello {i}"}]) for i in range(count)]
+    streams = [
+        ask(client, stream=True, max_tokens=LONG, messages=[{"role": "user", "content": f"Hello {i}"}]) for i in range(count)
+    ]
     return streams, [[next(stream) for _ in range(4)] for stream in streams]
 
 
@@ -47,7 +49,7 @@ def test_sigterm_lets_running_answers_finish(own_server):
     server = own_server().start()
     streams, seen = open_streams(server, 2)
     server.signal(signal.SIGTERM)
-    chunks = [[*first, *rest] for first, rest in zip(seen, streams)]
+    chunks = [[*first, *rest] for first, rest in zip(seen, streams, strict=True)]
     assert server.wait() == 0, server.output
     assert [len([c for c in stream if c.choices[0].finish_reason == "length"]) for stream in chunks] == [1, 1]
     with pytest.raises(openai.APIConnectionError):
