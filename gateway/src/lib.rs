@@ -1,1 +1,24 @@
-//!
+//! HTTP, authentication and the life of a request. Knows nothing of kernels.
+
+mod accounts;
+mod auth;
+mod cors;
+mod error;
+mod life;
+mod metrics;
+mod names;
+mod prepare;
+mod resolve;
+mod routes;
+mod server;
+mod state;
+mod upload;
+mod wire;
+
+pub use accounts::{AccountError, Accounts};
+pub use error::ApiError;
+pub use metrics::Metrics;
+pub use names::nearest_names;
+pub use server::{Servers, serve};
+pub use state::{Platform, ServedModel, StoreImages};
+pub use upload::{Push, push};

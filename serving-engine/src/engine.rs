@@ -122,9 +122,17 @@ impl Reply {
 
     /// Ends the request within one step; `Finished` still comes.
     pub fn cancel(&self) {
-        if !self.cancelled.swap(true, Ordering::Relaxed) {
-            self.shared.wake(|inbox| inbox.woken = true);
-        }
+        self.canceller()();
+    }
+
+    /// Does the same from elsewhere, also while somebody waits for the next event.
+    pub fn canceller(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let (cancelled, shared) = (self.cancelled.clone(), self.shared.clone());
+        Arc::new(move || {
+            if !cancelled.swap(true, Ordering::Relaxed) {
+                shared.wake(|inbox| inbox.woken = true);
+            }
+        })
     }
 }
 

@@ -77,8 +77,6 @@ pub enum FinishReason {
     /// `max_tokens` or the end of the context.
     Length,
     Cancelled,
-    /// The engine could not go on; the text is for the user.
-    Failed(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

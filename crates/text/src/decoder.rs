@@ -37,6 +37,16 @@ impl StreamDecoder {
         self.take(self.pending.len())
     }
 
+    /// Bytes of the answer that were shown or dropped.
+    pub fn passed(&self) -> u64 {
+        self.passed
+    }
+
+    /// How many bytes a token adds to the answer.
+    pub fn bytes_of(&self, token: u32) -> u64 {
+        self.table.get(token).len() as u64
+    }
+
     fn take(&mut self, count: usize) -> String {
         let mut bytes: Vec<u8> = self.pending.drain(..count).collect();
         if self.strip_space && self.passed == 0 && bytes.first() == Some(&b' ') {

@@ -1,0 +1,137 @@
+//! Every error as HTTP: the one place that knows which status a failure has.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, ResponseError};
+use adapter_store::StoreError;
+use billing::BillingError;
+use serde_json::{Value, json};
+use serving_engine::Refused;
+use text::TextError;
+
+/// An error as clients see it: OpenAI's shape, and headers that tell a client library what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    pub param: Option<String>,
+    pub code: Option<&'static str>,
+    pub retry_after_ms: Option<u64>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after_ms: None }
+    }
+
+    /// 400 that names the parameter.
+    pub fn param(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub fn with_code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    /// What went wrong inside; the cause is logged here, once, and not shown.
+    pub fn internal(cause: impl std::fmt::Display) -> Self {
+        tracing::error!(%cause, "a request failed inside");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed; the cause is in its log")
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    pub fn body(&self) -> Value {
+        json!({ "error": { "message": self.message, "type": self.kind(), "param": self.param, "code": self.code } })
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        if let Some(ms) = self.retry_after_ms {
+            response.insert_header(("retry-after-ms", ms.to_string()));
+            response.insert_header(("retry-after", ms.div_ceil(1000).to_string()));
+        } else if self.status == StatusCode::CONFLICT {
+            // Clients retry 409 by themselves; here the same request fails the same way.
+            response.insert_header(("x-should-retry", "false"));
+        }
+        response.json(self.body())
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        let message = refused.to_string();
+        match refused {
+            Refused::Full { retry_after_ms } => overloaded(message, retry_after_ms),
+            Refused::Draining => overloaded("the server is shutting down", 1_000),
+            Refused::UnknownBase(_) => Self::not_found(message).with_code("model_not_found"),
+            Refused::TooLong { .. } => Self::param("messages", message).with_code("context_length_exceeded"),
+            Refused::EmptyPrompt | Refused::UnknownToken(_) => Self::param("prompt", message),
+            Refused::TooManyChoices { .. } => Self::param("n", message),
+        }
+    }
+}
+
+fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> ApiError {
+    ApiError { retry_after_ms: Some(retry_after_ms), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Refused(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+            StoreError::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
+            StoreError::Alias(_) => Self::param("alias", message),
+            StoreError::Missing { .. } | StoreError::MissingVersion { .. } => Self::not_found(message),
+            StoreError::InUse { .. } | StoreError::OtherBase { .. } => Self::new(StatusCode::CONFLICT, message),
+            StoreError::Db(_) | StoreError::Blob(_) | StoreError::Corrupt(..) => Self::internal(message),
+        }
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(error: TextError) -> Self {
+        match error {
+            TextError::File { .. } => Self::internal(error),
+            _ => Self::param("messages", error.to_string()),
+        }
+    }
+}
+
+impl From<BillingError> for ApiError {
+    fn from(error: BillingError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<platform::DbError> for ApiError {
+    fn from(error: platform::DbError) -> Self {
+        Self::internal(error)
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::internal(error)
+    }
+}

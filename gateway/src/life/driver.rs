@@ -1,0 +1,299 @@
+//! The driver: owns a request's replies until they are settled, whether or not the client is still there.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use billing::{Finish, NewRequest, Quantities};
+use futures::StreamExt;
+use futures::stream::SelectAll;
+use platform::RequestId;
+use serving_engine::{Event, FinishReason, Finished, Reply, Request, Token, Usage};
+use text::StreamDecoder;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+
+use super::piece::{Ending, Piece, ScoredToken};
+use crate::error::ApiError;
+use crate::state::Platform;
+
+/// Pieces that wait for a client that reads slowly.
+const PIECES: usize = 256;
+/// A client that reads nothing for so long has left.
+const SLOW_READER: Duration = Duration::from_secs(60);
+/// A running request's row is marked after so many tokens or so much time, whichever comes first.
+const MARK_TOKENS: u64 = 32;
+const MARK_EVERY: Duration = Duration::from_millis(250);
+
+/// What it takes to start a request.
+pub struct Start {
+    pub row: NewRequest,
+    /// One engine request for each prompt, all with as many choices.
+    pub requests: Vec<Request>,
+    pub decoders: Vec<StreamDecoder>,
+    pub started: Instant,
+}
+
+/// A request that runs.
+pub struct Run {
+    pub id: RequestId,
+    pub pieces: Receiver<Piece>,
+    /// Time from the request's arrival until the engine had it.
+    pub overhead: Duration,
+}
+
+/// Gives the prompts to the engine and opens the row. Returns when the row is durable, so that what is sent from then on is
+/// accounted for.
+pub async fn start(platform: Arc<Platform>, start: Start) -> Result<Run, ApiError> {
+    let choices = start.requests.first().map_or(1, |request| request.choices);
+    let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
+    let replies: Vec<Reply> =
+        start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
+    let overhead = start.started.elapsed();
+    // The engine works on the prompt while the row is written; dropping the replies cancels it.
+    platform.journal.begin(&start.row).await?;
+    let (sender, pieces) = channel(PIECES);
+    let id = start.row.id.clone();
+    let driver = Driver {
+        usages: vec![Usage::default(); replies.len()],
+        choices: start.decoders.into_iter().map(Choice::new).collect(),
+        per_prompt: choices as usize,
+        prompts,
+        platform,
+        id: id.clone(),
+        client: Some(sender),
+        finished: 0,
+        failure: None,
+        cancelled: false,
+        started: start.started,
+        last_token: None,
+        marked: (0, Instant::now()),
+    };
+    tokio::spawn(driver.run(replies));
+    Ok(Run { id, pieces, overhead })
+}
+
+/// One answer on its way to text.
+struct Choice {
+    decoder: StreamDecoder,
+    /// Scores of tokens whose text is still held back, each with the bytes up to its beginning.
+    held: VecDeque<(u64, ScoredToken)>,
+    bytes: u64,
+    ending: Option<Ending>,
+}
+
+impl Choice {
+    fn new(decoder: StreamDecoder) -> Self {
+        Self { decoder, held: VecDeque::new(), bytes: 0, ending: None }
+    }
+
+    /// Scores of the tokens that begin before `shown` bytes, or that have no bytes and follow those.
+    fn take_scores(&mut self, shown: u64) -> Vec<ScoredToken> {
+        let ready = self.held.iter().take_while(|(begin, _)| *begin < shown).count();
+        self.held.drain(..ready).map(|(_, token)| token).collect()
+    }
+}
+
+struct Driver {
+    platform: Arc<Platform>,
+    id: RequestId,
+    /// Nobody, once the client has left.
+    client: Option<Sender<Piece>>,
+    prompts: Vec<Arc<[u32]>>,
+    choices: Vec<Choice>,
+    per_prompt: usize,
+    usages: Vec<Usage>,
+    /// Prompts whose `Finished` has come.
+    finished: usize,
+    failure: Option<String>,
+    cancelled: bool,
+    started: Instant,
+    last_token: Option<Instant>,
+    /// Completion tokens and time of the last mark.
+    marked: (u64, Instant),
+}
+
+impl Driver {
+    async fn run(mut self, replies: Vec<Reply>) {
+        let cancels: Vec<Arc<dyn Fn() + Send + Sync>> = replies.iter().map(Reply::canceller).collect();
+        let mut events: SelectAll<_> =
+            replies.into_iter().enumerate().map(|(prompt, reply)| numbered(prompt, reply)).collect();
+        loop {
+            let gone = gone(self.client.as_ref());
+            let event = tokio::select! {
+                event = events.next() => event,
+                () = gone => {
+                    self.leave(&cancels);
+                    continue;
+                }
+            };
+            match event {
+                None => break,
+                Some((prompt, event)) => self.take(prompt, event, &cancels).await,
+            }
+        }
+        self.settle().await;
+    }
+
+    /// The client has left: what it no longer reads is not computed.
+    fn leave(&mut self, cancels: &[Arc<dyn Fn() + Send + Sync>]) {
+        self.client = None;
+        self.cancelled = true;
+        cancels.iter().for_each(|cancel| cancel());
+    }
+
+    async fn take(&mut self, prompt: usize, event: Event, cancels: &[Arc<dyn Fn() + Send + Sync>]) {
+        let piece = match event {
+            Event::Prompt(scores) => Some(self.prompt_scores(prompt, scores)),
+            Event::Token { choice, token } => self.token(prompt * self.per_prompt + choice as usize, prompt, token),
+            Event::Choice { choice, reason, visible_bytes } => {
+                self.choice_ended(prompt * self.per_prompt + choice as usize, reason, visible_bytes)
+            }
+            Event::Finished(Finished { usage, error }) => {
+                self.usages[prompt] = usage;
+                self.finished += 1;
+                self.failure = self.failure.take().or(error);
+                None
+            }
+        };
+        let (Some(piece), Some(client)) = (piece, &self.client) else { return };
+        if client.send_timeout(piece, SLOW_READER).await.is_err() {
+            self.leave(cancels);
+        }
+    }
+
+    fn prompt_scores(&self, prompt: usize, scores: Vec<Token>) -> Piece {
+        let first = ScoredToken { id: self.prompts[prompt][0], logprob: None, top: Vec::new() };
+        let tokens = std::iter::once(first).chain(scores.into_iter().map(scored)).collect();
+        Piece::Prompt { prompt, tokens }
+    }
+
+    fn token(&mut self, index: usize, prompt: usize, token: Token) -> Option<Piece> {
+        self.measure();
+        self.usages[prompt].completion += 1;
+        self.usages[prompt].prompt = self.prompts[prompt].len() as u64;
+        self.mark();
+        let choice = self.choices.get_mut(index)?;
+        let (id, held_bytes) = (token.id, token.held_bytes);
+        choice.held.push_back((choice.bytes, scored(token)));
+        choice.bytes += choice.decoder.bytes_of(id);
+        let text = choice.decoder.push(id, held_bytes);
+        let tokens = choice.take_scores(choice.decoder.passed());
+        (!text.is_empty() || !tokens.is_empty()).then_some(Piece::Text { index, text, tokens })
+    }
+
+    fn choice_ended(&mut self, index: usize, reason: FinishReason, visible_bytes: u64) -> Option<Piece> {
+        let choice = self.choices.get_mut(index)?;
+        choice.ending = match reason {
+            FinishReason::Stop => Some(Ending::Stop),
+            FinishReason::Length => Some(Ending::Length),
+            FinishReason::Cancelled => None,
+        };
+        let text = choice.decoder.finish(visible_bytes);
+        let tokens = match reason {
+            // Tokens without bytes at the end belong to the answer, unless a stop string has cut it.
+            FinishReason::Length => choice.held.drain(..).map(|(_, token)| token).collect(),
+            _ => choice.take_scores(visible_bytes),
+        };
+        (!text.is_empty() || !tokens.is_empty()).then_some(Piece::Text { index, text, tokens })
+    }
+
+    fn measure(&mut self) {
+        let now = Instant::now();
+        match self.last_token.replace(now) {
+            None => self.platform.metrics.first_token(now - self.started),
+            Some(last) => self.platform.metrics.inter_token(now - last),
+        }
+    }
+
+    /// Notes beside the stream how far it has come.
+    fn mark(&mut self) {
+        let quantities = self.quantities();
+        let (tokens, when) = self.marked;
+        if quantities.completion_tokens < tokens + MARK_TOKENS && when.elapsed() < MARK_EVERY {
+            return;
+        }
+        self.marked = (quantities.completion_tokens, Instant::now());
+        let (platform, id) = (self.platform.clone(), self.id.clone());
+        tokio::spawn(async move {
+            if let Err(error) = platform.journal.mark(&id, quantities).await {
+                tracing::warn!(request = %id, %error, "a request's row could not be marked");
+            }
+        });
+    }
+
+    fn quantities(&self) -> Quantities {
+        let sum = |count: fn(&Usage) -> u64| self.usages.iter().map(count).sum();
+        Quantities {
+            prompt_tokens: sum(|usage| usage.prompt),
+            cached_tokens: sum(|usage| usage.cached),
+            completion_tokens: sum(|usage| usage.completion),
+        }
+    }
+
+    /// Closes the row; only then the client hears that the answer is complete.
+    async fn settle(mut self) {
+        if self.finished < self.prompts.len() {
+            self.failure.get_or_insert_with(|| "the engine has stopped".into());
+        }
+        let quantities = self.quantities();
+        let finish = match (&self.failure, self.cancelled) {
+            (Some(_), _) => Finish::Error,
+            (None, true) => Finish::Cancelled,
+            (None, false) if self.choices.iter().all(|choice| choice.ending == Some(Ending::Length)) => Finish::Length,
+            _ => Finish::Stop,
+        };
+        let settled = self.platform.journal.settle(&self.id, quantities, finish).await;
+        self.platform.metrics.end_to_end(self.started.elapsed());
+        let Some(client) = self.client.take() else {
+            if let Err(error) = settled {
+                tracing::error!(request = %self.id, %error, "a request's row could not be settled");
+            }
+            return;
+        };
+        let pieces = match (settled, self.failure.take()) {
+            (Err(error), _) => vec![Piece::Failed(ApiError::internal(error))],
+            (Ok(_), Some(failure)) => vec![Piece::Failed(failed(failure))],
+            (Ok(_), None) => self.endings(quantities),
+        };
+        for piece in pieces {
+            if client.send_timeout(piece, SLOW_READER).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn endings(&self, quantities: Quantities) -> Vec<Piece> {
+        let end =
+            |(index, choice): (usize, &Choice)| Piece::End { index, ending: choice.ending.unwrap_or(Ending::Stop) };
+        let usage = Usage {
+            prompt: quantities.prompt_tokens,
+            cached: quantities.cached_tokens,
+            completion: quantities.completion_tokens,
+        };
+        self.choices.iter().enumerate().map(end).chain([Piece::Done { usage }]).collect()
+    }
+}
+
+fn failed(reason: String) -> ApiError {
+    ApiError { retry_after_ms: Some(1_000), ..ApiError::new(actix_web::http::StatusCode::SERVICE_UNAVAILABLE, reason) }
+}
+
+fn scored(token: Token) -> ScoredToken {
+    ScoredToken { id: token.id, logprob: Some(token.logprob), top: token.top }
+}
+
+/// Resolves when the client has left; never, when it has left already.
+async fn gone(client: Option<&Sender<Piece>>) {
+    match client {
+        Some(client) => client.closed().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn numbered(prompt: usize, reply: Reply) -> futures::stream::BoxStream<'static, (usize, Event)> {
+    futures::stream::unfold(
+        reply,
+        move |mut reply| async move { reply.next().await.map(|event| ((prompt, event), reply)) },
+    )
+    .boxed()
+}

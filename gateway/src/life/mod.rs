@@ -1,0 +1,7 @@
+//! The life of a request: from the engine's events to pieces of answer, with its row in the journal.
+
+pub mod driver;
+pub mod piece;
+
+pub use driver::{Run, Start, start};
+pub use piece::{Piece, ScoredToken};

@@ -1,0 +1,55 @@
+//! What the driver hands to the response: decoded text, scores, endings.
+
+use serving_engine::Usage;
+
+use crate::error::ApiError;
+
+/// A token with its log-probabilities, as text and bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredToken {
+    pub id: u32,
+    /// `None` for a prompt's first token.
+    pub logprob: Option<f32>,
+    pub top: Vec<(u32, f32)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Stop,
+    Length,
+}
+
+impl Ending {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// A part of the response. `prompt` counts the request's prompts, `choice` the answers of one prompt.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// The prompt's own scores, where they were asked for: one for each of its tokens.
+    Prompt {
+        prompt: usize,
+        tokens: Vec<ScoredToken>,
+    },
+    Text {
+        index: usize,
+        text: String,
+        tokens: Vec<ScoredToken>,
+    },
+    /// A choice is complete. Sent when the whole request is settled.
+    End {
+        index: usize,
+        ending: Ending,
+    },
+    /// The last piece of a request that went well.
+    Done {
+        usage: Usage,
+    },
+    /// The last piece of one that did not.
+    Failed(ApiError),
+}

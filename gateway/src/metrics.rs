@@ -1,0 +1,104 @@
+//! Prometheus metrics under the names that existing dashboards read.
+
+use std::fmt::Write;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serving_engine::Stats;
+
+/// Upper bounds of the latency buckets, in seconds.
+const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Histogram {
+    counts: [u64; BUCKETS.len()],
+    count: u64,
+    sum_s: f64,
+}
+
+impl Histogram {
+    fn observe(&mut self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        self.count += 1;
+        self.sum_s += seconds;
+        for (count, bound) in self.counts.iter_mut().zip(BUCKETS) {
+            *count += u64::from(seconds <= bound);
+        }
+    }
+
+    fn write(&self, name: &str, help: &str, out: &mut String) {
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (count, bound) in self.counts.iter().zip(BUCKETS) {
+            let _ = writeln!(out, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let _ = writeln!(
+            out,
+            "{name}_bucket{{le=\"+Inf\"}} {}\n{name}_sum {}\n{name}_count {}",
+            self.count, self.sum_s, self.count
+        );
+    }
+}
+
+#[derive(Debug, Default)]
+struct Latencies {
+    first_token: Histogram,
+    inter_token: Histogram,
+    end_to_end: Histogram,
+}
+
+/// What the gateway measures itself; the rest comes from the engine.
+#[derive(Debug, Default)]
+pub struct Metrics(Mutex<Latencies>);
+
+impl Metrics {
+    fn with(&self, change: impl FnOnce(&mut Latencies)) {
+        change(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    }
+
+    pub fn first_token(&self, duration: Duration) {
+        self.with(|latencies| latencies.first_token.observe(duration));
+    }
+
+    pub fn inter_token(&self, duration: Duration) {
+        self.with(|latencies| latencies.inter_token.observe(duration));
+    }
+
+    pub fn end_to_end(&self, duration: Duration) {
+        self.with(|latencies| latencies.end_to_end.observe(duration));
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn text(&self, stats: &Stats) -> String {
+        let mut out = String::new();
+        let used = if stats.pages_total == 0 { 0.0 } else { stats.pages_used as f64 / stats.pages_total as f64 };
+        let mut number = |name: &str, kind: &str, help: &str, value: f64| {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        };
+        number("vllm:num_requests_running", "gauge", "Answers being generated", stats.running as f64);
+        number("vllm:num_requests_waiting", "gauge", "Answers waiting to start", stats.waiting as f64);
+        number("vllm:kv_cache_usage_perc", "gauge", "Share of KV pages in use, 0 to 1", used);
+        number(
+            "vllm:prefix_cache_queries",
+            "counter",
+            "Prompt tokens looked up in the prefix cache",
+            stats.prefix_queries as f64,
+        );
+        number(
+            "vllm:prefix_cache_hits",
+            "counter",
+            "Prompt tokens found in the prefix cache",
+            stats.prefix_hits as f64,
+        );
+        number("vllm:prompt_tokens_total", "counter", "Prompt tokens taken in", stats.prompt_tokens as f64);
+        number("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generation_tokens as f64);
+        number("vllm:num_preemptions_total", "counter", "Sequences sent back to wait", stats.preemptions as f64);
+        number("myriad_engine_steps_total", "counter", "Steps computed", stats.steps as f64);
+        number("myriad_resident_adapters", "gauge", "Adapters bound to slots", stats.resident_adapters as f64);
+        self.with(|latencies| {
+            latencies.first_token.write("vllm:time_to_first_token_seconds", "Time to first token", &mut out);
+            latencies.inter_token.write("vllm:inter_token_latency_seconds", "Time between tokens", &mut out);
+            latencies.end_to_end.write("vllm:e2e_request_latency_seconds", "Time of a whole request", &mut out);
+        });
+        out
+    }
+}

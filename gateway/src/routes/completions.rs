@@ -1,0 +1,244 @@
+//! Text completions: prompts as text or tokens, with echo and scores.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::{HttpResponse, web};
+use billing::NewRequest;
+use platform::RequestId;
+use platform::units::now_ms;
+use serde_json::{Map, Value, json};
+
+use super::reply::{self, Events, Frame};
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::life::{self, Piece, ScoredToken};
+use crate::prepare::{self, Prepared};
+use crate::resolve::{Target, resolve};
+use crate::state::Platform;
+use crate::wire::{CompletionRequest, Fields, Prompt, sampling};
+
+pub async fn create(platform: web::Data<Platform>, caller: Caller, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+    let started = Instant::now();
+    let platform = platform.into_inner();
+    let json = reply::object(&body)?;
+    let name = sampling::model_name(&Fields::new(&json))?;
+    let target = resolve(&platform, &caller.account, &name).await?;
+    let request = CompletionRequest::parse(&json, &target.model.defaults, target.model.vocabulary)?;
+    let prompts = prompts(&target, &request)?;
+    let row = NewRequest {
+        id: RequestId::fresh("cmpl"),
+        account: caller.account.clone(),
+        key_id: caller.key_id,
+        endpoint: "completions",
+        model: name.clone(),
+        base: target.model.id.to_string(),
+        adapter: prepare::adapter_name(&target),
+    };
+    let frame = Frame {
+        id: row.id.to_string(),
+        object: "text_completion",
+        created: now_ms() / 1000,
+        model: name,
+        fingerprint: target.model.fingerprint.clone(),
+    };
+    let prepared = Prepared {
+        tokens: prompts.iter().map(|(tokens, _)| tokens.clone()).collect(),
+        max_tokens: Some(request.max_tokens),
+        top_logprobs: request.logprobs,
+        score_prompt: request.echo && request.logprobs.is_some(),
+        param: "prompt",
+    };
+    let requests = prepare::requests(&platform, &target, &row, &request.common, prepared)?;
+    let choices = request.common.choices as usize;
+    let decoders = (0..prompts.len() * choices).map(|_| target.model.text.continuing_decoder()).collect();
+    let model = target.model.id.clone();
+    let run = life::start(platform.clone(), life::Start { row, requests, decoders, started }).await?;
+    let mut response = HttpResponse::Ok();
+    reply::head(&mut response, &run, started);
+    let prompt_count = prompts.len();
+    let echoes = prompts.into_iter().map(|(_, text)| if request.echo { text } else { String::new() }).collect();
+    let writer = Writer {
+        platform,
+        model,
+        frame,
+        per_prompt: choices,
+        offsets: vec![0; choices * prompt_count],
+        echoes,
+        logprobs: request.logprobs.is_some(),
+        waits_for_scores: request.echo && request.logprobs.is_some(),
+        include_usage: request.common.include_usage,
+    };
+    if request.common.stream {
+        return Ok(reply::stream(run, response, writer));
+    }
+    let pieces = reply::collect(run.pieces).await?;
+    Ok(response.json(writer.whole(pieces)))
+}
+
+/// Tokens and text of each prompt.
+fn prompts(target: &Target<'_>, request: &CompletionRequest) -> Result<Vec<(Vec<u32>, String)>, ApiError> {
+    let text = &target.model.text;
+    let one = |prompt: &Prompt| match prompt {
+        Prompt::Text(prompt) => {
+            let tokens = text.encode(prompt).map_err(|e| ApiError::param("prompt", e.to_string()))?;
+            Ok((tokens, prompt.clone()))
+        }
+        Prompt::Tokens(tokens) => Ok((tokens.clone(), text.decode(tokens))),
+    };
+    request.prompts.iter().map(one).collect()
+}
+
+/// Writes pieces in the shapes of text completions.
+struct Writer {
+    platform: Arc<Platform>,
+    model: Arc<str>,
+    frame: Frame,
+    per_prompt: usize,
+    /// Characters of each choice's text that its scores have covered.
+    offsets: Vec<usize>,
+    /// The text that each prompt's answers begin with.
+    echoes: Vec<String>,
+    logprobs: bool,
+    /// The echo is sent with the prompt's scores, not before.
+    waits_for_scores: bool,
+    include_usage: bool,
+}
+
+/// The four lists of scores that this endpoint has.
+#[derive(Default)]
+struct Scores {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Value>,
+    top_logprobs: Vec<Value>,
+    text_offset: Vec<usize>,
+}
+
+impl Scores {
+    fn json(self) -> Value {
+        json!({
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        })
+    }
+
+    fn append(&mut self, mut other: Self) {
+        self.tokens.append(&mut other.tokens);
+        self.token_logprobs.append(&mut other.token_logprobs);
+        self.top_logprobs.append(&mut other.top_logprobs);
+        self.text_offset.append(&mut other.text_offset);
+    }
+}
+
+impl Writer {
+    fn token_text(&self, id: u32) -> String {
+        self.platform.model(&self.model).map(|model| model.text.token_text(id)).unwrap_or_default()
+    }
+
+    fn scores(&mut self, index: usize, tokens: &[ScoredToken]) -> Scores {
+        let mut scores = Scores::default();
+        for token in tokens {
+            let text = self.token_text(token.id);
+            // The drawn token is always among its alternatives, as at OpenAI.
+            let mut top: BTreeMap<String, f32> =
+                token.top.iter().map(|&(id, logprob)| (self.token_text(id), logprob)).collect();
+            if let Some(logprob) = token.logprob {
+                top.entry(text.clone()).or_insert(logprob);
+            }
+            let top: Map<String, Value> = top.into_iter().map(|(text, logprob)| (text, logprob.into())).collect();
+            scores.text_offset.push(self.offsets[index]);
+            self.offsets[index] += text.chars().count();
+            scores.tokens.push(text);
+            scores.token_logprobs.push(json!(token.logprob));
+            scores.top_logprobs.push(if token.logprob.is_some() { Value::Object(top) } else { Value::Null });
+        }
+        scores
+    }
+
+    fn choice(&self, index: usize, text: &str, scores: Option<Scores>, finish: Option<&str>) -> Value {
+        let logprobs = scores.filter(|_| self.logprobs).map_or(Value::Null, Scores::json);
+        json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish })
+    }
+
+    fn chunk(&self, choice: Value) -> Value {
+        let mut chunk = self.frame.with(vec![choice]);
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn of_prompt(&self, prompt: usize) -> std::ops::Range<usize> {
+        prompt * self.per_prompt..(prompt + 1) * self.per_prompt
+    }
+
+    fn whole(mut self, pieces: Vec<Piece>) -> Value {
+        let count = self.offsets.len();
+        let mut texts: Vec<String> = (0..count).map(|index| self.echoes[index / self.per_prompt].clone()).collect();
+        let mut scores: Vec<Scores> = (0..count).map(|_| Scores::default()).collect();
+        let mut finishes = vec!["stop"; count];
+        let mut used = Value::Null;
+        for piece in pieces {
+            match piece {
+                Piece::Prompt { prompt, tokens } => {
+                    for index in self.of_prompt(prompt) {
+                        let own = self.scores(index, &tokens);
+                        scores[index].append(own);
+                    }
+                }
+                Piece::Text { index, text, tokens } => {
+                    texts[index].push_str(&text);
+                    let own = self.scores(index, &tokens);
+                    scores[index].append(own);
+                }
+                Piece::End { index, ending } => finishes[index] = ending.name(),
+                Piece::Done { usage } => used = reply::usage(usage),
+                Piece::Failed(_) => {}
+            }
+        }
+        let choices = texts.iter().zip(scores).zip(finishes).enumerate();
+        let choices =
+            choices.map(|(index, ((text, scores), finish))| self.choice(index, text, Some(scores), Some(finish)));
+        let mut body = self.frame.with(choices.collect());
+        body["usage"] = used;
+        body
+    }
+}
+
+impl Events for Writer {
+    fn opening(&mut self) -> Vec<Value> {
+        if self.waits_for_scores {
+            return Vec::new();
+        }
+        let echoed = (0..self.offsets.len()).filter(|index| !self.echoes[index / self.per_prompt].is_empty());
+        echoed.map(|index| self.chunk(self.choice(index, &self.echoes[index / self.per_prompt], None, None))).collect()
+    }
+
+    fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        match piece {
+            Piece::Prompt { prompt, tokens } => {
+                let echo = self.echoes[prompt].clone();
+                let choices = self.of_prompt(prompt);
+                let chunk = |index| {
+                    let scores = self.scores(index, &tokens);
+                    self.chunk(self.choice(index, &echo, Some(scores), None))
+                };
+                choices.map(chunk).collect()
+            }
+            Piece::Text { index, text, tokens } => {
+                let scores = self.scores(index, &tokens);
+                vec![self.chunk(self.choice(index, &text, Some(scores), None))]
+            }
+            Piece::End { index, ending } => vec![self.chunk(self.choice(index, "", None, Some(ending.name())))],
+            Piece::Done { usage } if self.include_usage => {
+                let mut last = self.frame.with(Vec::new());
+                last["usage"] = reply::usage(usage);
+                vec![last]
+            }
+            Piece::Done { .. } | Piece::Failed(_) => Vec::new(),
+        }
+    }
+}

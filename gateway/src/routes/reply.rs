@@ -1,0 +1,124 @@
+//! What both endpoints' responses share: JSON bodies, usage, event streams, headers.
+
+use std::time::Duration;
+
+use actix_web::web::Bytes;
+use actix_web::{HttpResponse, HttpResponseBuilder, web};
+use futures::{Stream, StreamExt};
+use serde_json::{Map, Value, json};
+use serving_engine::Usage;
+use tokio::sync::mpsc::Receiver;
+
+use crate::error::ApiError;
+use crate::life::{Piece, Run};
+
+/// An idle stream gets a comment so often, so that nobody in between takes it for dead.
+const PING_EVERY: Duration = Duration::from_secs(15);
+
+/// A body that must be a JSON object. Depth is bounded by the parser.
+pub fn object(body: &web::Bytes) -> Result<Map<String, Value>, ApiError> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::new(actix_web::http::StatusCode::BAD_REQUEST, "the body must be a JSON object")),
+        Err(error) => {
+            Err(ApiError::new(actix_web::http::StatusCode::BAD_REQUEST, format!("the body is not valid JSON: {error}")))
+        }
+    }
+}
+
+/// Usage as clients read it. Nothing has a price yet, so everything costs 0.
+pub fn usage(usage: Usage) -> Value {
+    json!({
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": { "cached_tokens": usage.cached },
+        "cost": 0,
+        "cost_nano_usd": 0,
+    })
+}
+
+/// What all parts of one response carry.
+pub struct Frame {
+    pub id: String,
+    pub object: &'static str,
+    pub created: i64,
+    pub model: String,
+    pub fingerprint: String,
+}
+
+impl Frame {
+    pub fn with(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+        })
+    }
+}
+
+/// Headers of a response that the engine works on.
+pub fn head(response: &mut HttpResponseBuilder, run: &Run, started: std::time::Instant) {
+    let ms = |duration: Duration| format!("{:.3}", duration.as_secs_f64() * 1e3);
+    response
+        .insert_header(("x-request-id", run.id.as_str()))
+        .insert_header(("openai-processing-ms", ms(started.elapsed())))
+        .insert_header(("x-myriad-overhead-ms", ms(run.overhead)));
+}
+
+/// An endpoint's way of writing pieces as events.
+pub trait Events: 'static {
+    /// Before the first piece.
+    fn opening(&mut self) -> Vec<Value>;
+    fn piece(&mut self, piece: Piece) -> Vec<Value>;
+}
+
+/// A response that sends pieces as server-sent events as they come.
+pub fn stream(run: Run, mut response: HttpResponseBuilder, mut events: impl Events) -> HttpResponse {
+    let opening = events.opening().iter().map(frame).collect::<String>();
+    let first = futures::stream::once(std::future::ready(Ok::<_, ApiError>(Bytes::from(opening))));
+    response
+        .content_type("text/event-stream; charset=utf-8")
+        .insert_header(("cache-control", "no-cache"))
+        .insert_header(("x-accel-buffering", "no"))
+        .streaming(first.chain(frames(run.pieces, events)))
+}
+
+fn frames(pieces: Receiver<Piece>, events: impl Events) -> impl Stream<Item = Result<Bytes, ApiError>> {
+    futures::stream::unfold(Some((pieces, events)), |state| async move {
+        let (mut pieces, mut events) = state?;
+        let piece = match tokio::time::timeout(PING_EVERY, pieces.recv()).await {
+            Err(_) => return Some((Ok(Bytes::from_static(b": ping\n\n")), Some((pieces, events)))),
+            Ok(None) => return None,
+            Ok(Some(piece)) => piece,
+        };
+        let (text, next) = match piece {
+            Piece::Failed(error) => (frame(&error.body()), None),
+            done @ Piece::Done { .. } => {
+                let last: String = events.piece(done).iter().map(frame).collect();
+                (last + "data: [DONE]\n\n", None)
+            }
+            piece => (events.piece(piece).iter().map(frame).collect(), Some((pieces, events))),
+        };
+        Some((Ok(Bytes::from(text)), next))
+    })
+}
+
+fn frame(event: &Value) -> String {
+    format!("data: {event}\n\n")
+}
+
+/// Waits for the whole answer.
+pub async fn collect(mut pieces: Receiver<Piece>) -> Result<Vec<Piece>, ApiError> {
+    let mut all = Vec::new();
+    while let Some(piece) = pieces.recv().await {
+        match piece {
+            Piece::Failed(error) => return Err(error),
+            piece => all.push(piece),
+        }
+    }
+    Ok(all)
+}

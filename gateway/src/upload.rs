@@ -1,0 +1,176 @@
+//! An upload on its way to being live: checked, tried by the canary, published.
+
+use std::sync::Arc;
+
+use adapter_store::{Canary, Checked, Upload, UploadFile, Version};
+use model::Sampling;
+use platform::{AccountName, AdapterName, Digest, RequestId};
+use serde_json::{Map, json};
+use serving_engine::{Event, Lane, Request, Token};
+use text::ChatInput;
+
+use crate::error::ApiError;
+use crate::state::{Platform, ServedModel};
+
+/// What the canary says to both models. Neutral on purpose: an adapter for anything should move at least one of them.
+const PROMPTS: [&str; 4] =
+    ["Hello! Who are you?", "Please help me with this:", "The meeting is on Friday at 10.", "1 2 3 4"];
+/// Alternatives per position that the divergence is computed over.
+const TOP: u8 = 64;
+
+/// What is uploaded, by whom.
+pub struct Push {
+    pub account: AccountName,
+    pub name: AdapterName,
+    pub base: Option<String>,
+    pub alias: Option<String>,
+    pub files: Vec<UploadFile>,
+}
+
+/// Checks, tries and publishes an adapter. Whatever fails, nothing is stored.
+pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> {
+    if let Some(alias) = &push.alias {
+        adapter_store::check_alias(alias)?;
+    }
+    let upload = Upload { account: push.account, name: push.name, base: push.base, files: push.files };
+    let store = platform.store.clone();
+    let checked = tokio::task::spawn_blocking(move || store.check(upload)).await.map_err(ApiError::internal)??;
+    platform.store.stage(&checked);
+    let tried = canary(platform, &checked).await;
+    let published = match tried {
+        Ok(canary) => {
+            let mut checked = checked.clone();
+            if canary.as_ref().is_some_and(|canary| canary.kl == 0.0) && checked.report.warnings.is_empty() {
+                checked.report.warnings.push("the canary saw no difference to the base model".into());
+            }
+            platform.store.publish(&checked, canary, push.alias.as_deref()).await.map_err(ApiError::from)
+        }
+        Err(error) => Err(error),
+    };
+    if published.is_err() {
+        platform.store.unstage(checked.digest);
+        platform.engine.forget(checked.digest);
+    }
+    published
+}
+
+/// Mean divergence between base and adapter over the canary's prompts; unbilled, and unknown to the journal.
+async fn canary(platform: &Platform, checked: &Checked) -> Result<Option<Canary>, ApiError> {
+    let Some(model) = platform.model(&checked.base) else { return Ok(None) };
+    let (mut divergences, mut heard) = (Vec::new(), Vec::new());
+    for prompt in PROMPTS {
+        let tokens: Arc<[u32]> = prompt_tokens(model, checked, prompt)?.into();
+        if tokens.len() < 2 || tokens.len() > model.context {
+            continue;
+        }
+        let base = scores(platform, model, None, &tokens).await?;
+        let adapted = scores(platform, model, Some(checked.digest), &tokens).await?;
+        divergences.extend(base.iter().zip(&adapted).map(|(base, adapted)| divergence(&base.top, &adapted.top)));
+        heard.extend(adapted.iter().flat_map(|token| token.logprob.to_le_bytes()));
+    }
+    if divergences.is_empty() {
+        return Ok(None);
+    }
+    let kl = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    Ok(Some(Canary { prompts: PROMPTS.len(), kl, fingerprint: Digest::of(&heard).to_string() }))
+}
+
+fn prompt_tokens(model: &ServedModel, checked: &Checked, prompt: &str) -> Result<Vec<u32>, ApiError> {
+    if !model.text.has_template() && checked.chat_template.is_none() {
+        return Ok(model.text.encode(prompt)?);
+    }
+    let messages = json!([{ "role": "user", "content": prompt }]);
+    let rendered = model.text.render(&ChatInput {
+        messages: &messages,
+        tools: None,
+        add_generation_prompt: true,
+        template: checked.chat_template.as_deref(),
+        extra: &Map::new(),
+    });
+    match (rendered, &checked.chat_template) {
+        (Ok(rendered), _) => Ok(model.text.encode_rendered(&rendered)?),
+        (Err(error), Some(_)) => {
+            let message = format!("chat_template.jinja cannot render a plain message: {error}. Nothing was stored.");
+            Err(ApiError::new(actix_web::http::StatusCode::UNPROCESSABLE_ENTITY, message))
+        }
+        // The base's template wants something that the canary does not say; its words will do without.
+        (Err(_), None) => Ok(model.text.encode(prompt)?),
+    }
+}
+
+/// The scores of a prompt's tokens, and of the one that would follow.
+async fn scores(
+    platform: &Platform,
+    model: &ServedModel,
+    adapter: Option<Digest>,
+    tokens: &Arc<[u32]>,
+) -> Result<Vec<Token>, ApiError> {
+    let request = Request {
+        id: RequestId::fresh("canary"),
+        base: model.id.clone(),
+        adapter,
+        lane: Lane(0),
+        cache_salt: 0,
+        tokens: tokens.clone(),
+        sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),
+        seed: 0,
+        choices: 1,
+        max_tokens: u32::from(tokens.len() < model.context),
+        min_tokens: 0,
+        stop: Vec::new(),
+        stop_tokens: Arc::new([]),
+        ignore_eos: false,
+        include_stop: false,
+        top_logprobs: Some(TOP),
+        score_prompt: true,
+    };
+    let mut reply = platform.engine.submit(request)?;
+    let mut scores = Vec::new();
+    while let Some(event) = reply.next().await {
+        match event {
+            Event::Prompt(tokens) => scores.extend(tokens),
+            Event::Token { token, .. } => scores.push(token),
+            Event::Choice { .. } => {}
+            Event::Finished(finished) => {
+                if let Some(error) = finished.error {
+                    return Err(ApiError::internal(format!("the canary failed: {error}")));
+                }
+            }
+        }
+    }
+    Ok(scores)
+}
+
+/// Kullback-Leibler divergence of two next-token distributions, in nats, from their most probable tokens: the base's tokens one
+/// by one, and the rest of either as one more. By the data processing inequality never more than the true one.
+fn divergence(base: &[(u32, f32)], adapted: &[(u32, f32)]) -> f64 {
+    let (mut sum, mut base_rest, mut adapted_rest) = (0.0, 1.0, 1.0);
+    for &(token, log_p) in base {
+        let Some(&(_, log_q)) = adapted.iter().find(|(other, _)| *other == token) else { continue };
+        let (p, q) = (f64::from(log_p).exp(), f64::from(log_q).exp());
+        sum += p * f64::from(log_p - log_q);
+        base_rest -= p;
+        adapted_rest -= q;
+    }
+    // Below a millionth the difference is rounding of the two sums.
+    if base_rest > 1e-6 && adapted_rest > 1e-9 {
+        sum += base_rest * (base_rest / adapted_rest).ln();
+    }
+    if base == adapted { 0.0 } else { sum.max(0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_is_zero_for_equals_and_the_formula_otherwise() {
+        let half = 0.5f32.ln();
+        let (quarter, rest) = (0.25f32.ln(), 0.75f32.ln());
+        assert_eq!(divergence(&[(1, half), (2, half)], &[(1, half), (2, half)]), 0.0);
+        let expected = 0.5 * 2.0f64.ln() + 0.5 * (0.5f64 / 0.75).ln();
+        let all = divergence(&[(1, half), (2, half)], &[(1, quarter), (2, rest)]);
+        let cut = divergence(&[(1, half)], &[(1, quarter)]);
+        assert!((all - expected).abs() < 1e-6 && (cut - expected).abs() < 1e-6, "{all} {cut} {expected}");
+    }
+}
