@@ -168,8 +168,7 @@ pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Comma
     let table: toml::Table = text.parse().map_err(|e: toml::de::Error| failed(e.to_string()))?;
     let mut command = command;
     for (key, value) in table {
-        let values =
-            plain_values(value).ok_or_else(|| ConfigError::Value { path: path.clone(), key: key.clone() })?;
+        let values = plain_values(value).ok_or_else(|| ConfigError::Value { path: path.clone(), key: key.clone() })?;
         let known = settable(&command).find(|arg| arg.get_id() == key.as_str()).is_some();
         if !known {
             let hint = nearest(&key, settable(&command).map(|arg| arg.get_id().as_str()));
@@ -182,9 +181,7 @@ pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Comma
 
 /// Arguments that the configuration file may hold.
 fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
-    command
-        .get_arguments()
-        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key"))
+    command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key"))
 }
 
 fn plain_values(value: toml::Value) -> Option<Vec<OsStr>> {
@@ -252,8 +249,9 @@ impl ServeConfig {
     /// Where the data goes: always absolute, never relative to where the command ran by accident.
     pub fn data_dir(&self) -> Result<PathBuf, ConfigError> {
         match &self.data {
-            Some(data) => std::path::absolute(data)
-                .map_err(|e| ConfigError::File { path: data.clone(), reason: e.to_string() }),
+            Some(data) => {
+                std::path::absolute(data).map_err(|e| ConfigError::File { path: data.clone(), reason: e.to_string() })
+            }
             None => data_home().map(|home| home.join("myriad")).ok_or(ConfigError::NoHome),
         }
     }

@@ -51,7 +51,8 @@ impl Credentials {
         }
         let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
         // The parser's own message quotes the line, and the line may hold a key.
-        toml::from_str(&text).map_err(|_| failed("is not in the expected form; remove it and start the server again".into()))
+        toml::from_str(&text)
+            .map_err(|_| failed("is not in the expected form; remove it and start the server again".into()))
     }
 
     /// Puts `entry` first, in place of what was known of the same data directory or address.

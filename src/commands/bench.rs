@@ -53,7 +53,9 @@ pub async fn run(bench: &Bench) -> Result<(), ClientError> {
         report.write(out)?;
     }
     match outcomes.failures.first() {
-        Some(first) => Err(ClientError::Usage(format!("{} requests failed; the first: {first}", outcomes.failures.len()))),
+        Some(first) => {
+            Err(ClientError::Usage(format!("{} requests failed; the first: {first}", outcomes.failures.len())))
+        }
         None => Ok(()),
     }
 }
@@ -193,7 +195,8 @@ impl Report {
                 format!("{:.2}", values[3]),
             ]);
             let [p50, p90, p99, max] = values;
-            latencies.insert(name.replace([' ', '-'], "_") + "_ms", json!({"p50": p50, "p90": p90, "p99": p99, "max": max}));
+            latencies
+                .insert(name.replace([' ', '-'], "_") + "_ms", json!({"p50": p50, "p90": p90, "p99": p99, "max": max}));
         }
         let completion: u64 = samples.iter().map(|s| s.completion).sum();
         let seconds = wall.as_secs_f64();
@@ -209,9 +212,15 @@ impl Report {
         let heading = format!(
             "{} requests, {} at a time, {} model(s) ({}), {} tokens in, {} out, {} failed\n\
              {:.1} output tokens/s   {:.2} requests/s   {seconds:.2} s in all\n",
-            bench.requests, bench.concurrency, models.len(), figures["popularity"].as_str().unwrap_or_default(),
-            bench.prompt_tokens, bench.output_tokens, outcomes.failures.len(),
-            completion as f64 / seconds, samples.len() as f64 / seconds,
+            bench.requests,
+            bench.concurrency,
+            models.len(),
+            figures["popularity"].as_str().unwrap_or_default(),
+            bench.prompt_tokens,
+            bench.output_tokens,
+            outcomes.failures.len(),
+            completion as f64 / seconds,
+            samples.len() as f64 / seconds,
         );
         Self { figures, table, heading }
     }

@@ -60,7 +60,13 @@ async fn converse(client: &Client, chat: &Chat, model: &str, mut messages: Vec<V
     }
 }
 
-async fn answer(client: &Client, chat: &Chat, model: &str, messages: &[Value], person: bool) -> Result<String, ClientError> {
+async fn answer(
+    client: &Client,
+    chat: &Chat,
+    model: &str,
+    messages: &[Value],
+    person: bool,
+) -> Result<String, ClientError> {
     let mut body = json!({
         "model": model, "messages": messages, "stream": true, "stream_options": { "include_usage": true },
     });
@@ -91,7 +97,10 @@ async fn answer(client: &Client, chat: &Chat, model: &str, messages: &[Value], p
     println!();
     if person {
         let first = first.unwrap_or_else(|| started.elapsed()).as_secs_f64() * 1e3;
-        eprintln!("  {} tokens in, {} out, first after {first:.0} ms", usage["prompt_tokens"], usage["completion_tokens"]);
+        eprintln!(
+            "  {} tokens in, {} out, first after {first:.0} ms",
+            usage["prompt_tokens"], usage["completion_tokens"]
+        );
     }
     Ok(text)
 }

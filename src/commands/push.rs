@@ -13,10 +13,7 @@ use super::table::Table;
 use crate::cli::Push;
 use crate::client::{Client, ClientError};
 
-/// Largest adapter that is uploaded in one request, in bytes.
-const UPLOAD_BYTES: u64 = 4 << 30;
-/// Most files of one adapter folder.
-const FILES: usize = 64;
+/// What is sent between two moves of the bar, in bytes.
 const CHUNK: usize = 256 << 10;
 
 pub async fn run(push: &Push) -> Result<(), ClientError> {
@@ -32,7 +29,9 @@ pub async fn run(push: &Push) -> Result<(), ClientError> {
         return Ok(());
     }
     if name.is_some() {
-        return Err(ClientError::Usage("with several folders each adapter takes its folder's name; leave the name out".into()));
+        return Err(ClientError::Usage(
+            "with several folders each adapter takes its folder's name; leave the name out".into(),
+        ));
     }
     push_many(&client, push, &folders).await
 }
@@ -103,7 +102,7 @@ pub async fn full_name(client: &Client, name: &str) -> Result<String, ClientErro
 }
 
 async fn upload(client: &Client, push: &Push, folder: &Path, name: &str) -> Result<(Value, f64), ClientError> {
-    let files = read_folder(folder)?;
+    let files = crate::folder::files(folder).map_err(|(path, reason)| file_error(&path, reason))?;
     let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
     let bar = progress_bar(name, total);
     let mut form = Form::new();
@@ -121,28 +120,6 @@ async fn upload(client: &Client, push: &Push, folder: &Path, name: &str) -> Resu
     let response = client.send(client.request(Method::PUT, &path).multipart(form)).await;
     bar.finish_and_clear();
     Ok((response?.json().await?, started.elapsed().as_secs_f64()))
-}
-
-fn read_folder(folder: &Path) -> Result<Vec<(String, Bytes)>, ClientError> {
-    let mut files = Vec::new();
-    let mut total = 0;
-    for entry in std::fs::read_dir(folder).map_err(|e| file_error(folder, e))? {
-        let path = entry.map_err(|e| file_error(folder, e))?.path();
-        let (Some(name), true) = (path.file_name().and_then(|name| name.to_str()), path.is_file()) else { continue };
-        if name.starts_with('.') {
-            continue;
-        }
-        total += path.metadata().map_err(|e| file_error(&path, e))?.len();
-        if total > UPLOAD_BYTES || files.len() == FILES {
-            return Err(file_error(folder, format!("holds over {UPLOAD_BYTES} bytes or {FILES} files")));
-        }
-        files.push((name.to_owned(), std::fs::read(&path).map_err(|e| file_error(&path, e))?.into()));
-    }
-    if files.is_empty() {
-        return Err(file_error(folder, "holds no files; an adapter has adapter_config.json and adapter_model.safetensors"));
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// A part that moves the bar as it is sent.

@@ -56,5 +56,6 @@ pub fn adapters() -> Vec<Adapter> {
 }
 
 fn read() -> impl Iterator<Item = (String, Bytes)> {
-    Files::iter().filter_map(|name| Files::get(&name).map(|file| (name.into_owned(), Bytes::from(file.data.into_owned()))))
+    Files::iter()
+        .filter_map(|name| Files::get(&name).map(|file| (name.into_owned(), Bytes::from(file.data.into_owned()))))
 }

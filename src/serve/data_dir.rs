@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 pub enum DataDirError {
     #[error("data directory {path}: {source}; choose another with --data DIR")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("data directory {path} is in use by another myriad process{owner}; stop it, or choose another with --data DIR")]
+    #[error(
+        "data directory {path} is in use by another myriad process{owner}; stop it, or choose another with --data DIR"
+    )]
     InUse { path: PathBuf, owner: String },
 }
 

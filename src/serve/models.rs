@@ -1,5 +1,6 @@
 //! Base models: what `--model` names, as folders.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use super::builtin;
@@ -63,5 +64,8 @@ fn locate_one(name: &str, data: &Path) -> Result<ModelSource, ModelSourceError> 
     if !is_reference {
         return Err(ModelSourceError::Unknown(name.into()));
     }
-    Ok(ModelSource { id: id.into(), folder: hub::fetch(name, true)? })
+    Ok(ModelSource {
+        id: id.into(),
+        folder: hub::fetch(name, &hub::HubConfig::from_env(std::io::stderr().is_terminal()))?,
+    })
 }

@@ -1,0 +1,295 @@
+//! `myriad serve`: the whole platform in one process.
+
+mod adapters;
+mod builtin;
+mod data_dir;
+mod first_screen;
+mod models;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use adapter_store::AdapterStore;
+use billing::Journal;
+use gateway::{Accounts, Metrics, Platform, ServedModel, StoreImages};
+use model::{Executor, GenerationDefaults, LoadOptions};
+use platform::{AccountName, Blobs, Db};
+use serving_engine::{BaseModel, Engine, Limits};
+use tensor::DType;
+use tensor::cpu::{Cpu, Path as CpuPath, Pool};
+use text::Text;
+
+use crate::config::{ConfigError, CpuChoice, DTypeChoice, LogFormat, ServeConfig};
+use crate::credentials::{self, Credentials, Entry};
+use data_dir::DataDir;
+use first_screen::{FirstScreen, KeyNote};
+use models::ModelSource;
+
+const MIB: usize = 1 << 20;
+/// Largest key file, in bytes.
+const KEY_FILE_BYTES: u64 = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    DataDir(#[from] data_dir::DataDirError),
+    #[error("port {port} is in use; try {flag} {suggestion}")]
+    PortInUse { port: u16, flag: &'static str, suggestion: String },
+    #[error("{flag} {address}: {reason}")]
+    Listen { flag: &'static str, address: String, reason: String },
+    #[error(transparent)]
+    Source(#[from] models::ModelSourceError),
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    #[error(transparent)]
+    Text(#[from] text::TextError),
+    #[error(transparent)]
+    Db(#[from] platform::DbError),
+    #[error(transparent)]
+    Blob(#[from] platform::BlobError),
+    #[error(transparent)]
+    Journal(#[from] billing::BillingError),
+    #[error(transparent)]
+    Account(#[from] gateway::AccountError),
+    #[error("--account: {0}")]
+    AccountName(platform::ids::IdError),
+    #[error(
+        "an account may not be named {0:?}: base models of that organisation are loaded, and its adapters would look like them"
+    )]
+    AccountIsOrganisation(String),
+    #[error("--bootstrap-key-file {path}: {reason}")]
+    KeyFile { path: String, reason: String },
+    #[error("--cpu {0}: this machine's CPU does not have it")]
+    Cpu(&'static str),
+    #[error("--adapters {0}")]
+    Adapters(String),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
+    let started = Instant::now();
+    start_log(&config);
+    let data = DataDir::open(&config.data_dir()?)?;
+    let api = listen("--listen", &config.listen)?;
+    let ops = listen("--ops-listen", &config.ops_listen)?;
+    let account: AccountName = config.account.parse().map_err(ServeError::AccountName)?;
+    let given_key = bootstrap_key(&config)?;
+
+    let cpu = cpu(&config)?;
+    let sources = locate(&config, data.path()).await?;
+    if sources
+        .iter()
+        .any(|source| source.id.split_once('/').is_some_and(|(organisation, _)| organisation == account.as_str()))
+    {
+        return Err(ServeError::AccountIsOrganisation(account.to_string()));
+    }
+    let loaded = load(&config, &sources, &cpu)?;
+    let device = format!("cpu {} {}", cpu.path.name(), loaded.first().map_or("", |model| model.dtype.name()));
+
+    let database =
+        config.database.clone().unwrap_or_else(|| format!("sqlite:{}", data.join("myriad.sqlite").display()));
+    let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
+    let db = Db::open(&database).await?;
+    let platform = Arc::new(assemble(&config, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
+    let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
+
+    let addresses = (api.local_addr()?, ops.local_addr()?);
+    let servers = gateway::serve(platform.clone(), api, ops)?;
+    let url = format!("http://{}", addresses.0);
+    let adapters = adapters::import(&platform, &account, &config.adapters, &sources).await?;
+    platform.ready.store(true, std::sync::atomic::Ordering::Relaxed);
+    let screen = FirstScreen {
+        ready_in: started.elapsed(),
+        device,
+        toy: sources.iter().all(ModelSource::is_builtin),
+        models: sources.into_iter().map(|source| source.id).collect(),
+        key: note_key(&url, data.path(), made_key, given_key.is_some()),
+        url,
+        adapters,
+    };
+    println!("{screen}");
+    servers.run_until(stop_signal(), Duration::from_secs(config.drain_timeout_s)).await?;
+    db.close().await;
+    Ok(())
+}
+
+fn start_log(config: &ServeConfig) {
+    let filter = tracing_subscriber::EnvFilter::new(&config.log);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+fn listen(flag: &'static str, address: &str) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).map_err(|error| {
+        let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+        match (error.kind(), port.parse::<u16>()) {
+            (std::io::ErrorKind::AddrInUse, Ok(port)) => {
+                let suggestion = format!("{host}:{}", port.checked_add(1).unwrap_or(8001));
+                ServeError::PortInUse { port, flag, suggestion }
+            }
+            _ => ServeError::Listen { flag, address: address.into(), reason: format!("{error}; write HOST:PORT") },
+        }
+    })
+}
+
+fn bootstrap_key(config: &ServeConfig) -> Result<Option<String>, ServeError> {
+    let Some(path) = &config.bootstrap_key_file else { return Ok(config.bootstrap_key.clone()) };
+    let failed = |reason: String| ServeError::KeyFile { path: path.display().to_string(), reason };
+    let size = std::fs::metadata(path).map_err(|e| failed(e.to_string()))?.len();
+    if size > KEY_FILE_BYTES {
+        return Err(failed(format!("is over {KEY_FILE_BYTES} bytes")));
+    }
+    let key = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+    Ok(Some(key.trim().to_owned()))
+}
+
+fn cpu(config: &ServeConfig) -> Result<Cpu, ServeError> {
+    let path = match config.cpu {
+        CpuChoice::Auto => CpuPath::detect(),
+        CpuChoice::Avx512 => CpuPath::Avx512,
+        CpuChoice::Avx2 => CpuPath::Avx2,
+        CpuChoice::Portable => CpuPath::Portable,
+    };
+    if !path.available() {
+        return Err(ServeError::Cpu(path.name()));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = config.threads.map_or(cores, usize::from);
+    Ok(Cpu { path, pool: Arc::new(Pool::new(threads)) })
+}
+
+/// Fetching can take long and blocks, so it has a thread of its own.
+async fn locate(config: &ServeConfig, data: &Path) -> Result<Vec<ModelSource>, ServeError> {
+    let (named, data) = (config.model.clone(), data.to_owned());
+    let located = tokio::task::spawn_blocking(move || models::locate(&named, &data)).await;
+    Ok(located.map_err(std::io::Error::other)??)
+}
+
+/// A base model that was read and packed.
+struct Loaded {
+    id: Arc<str>,
+    executor: Box<dyn Executor>,
+    dtype: DType,
+    text: Text,
+    defaults: GenerationDefaults,
+}
+
+fn load(config: &ServeConfig, sources: &[ModelSource], cpu: &Cpu) -> Result<Vec<Loaded>, ServeError> {
+    let options = LoadOptions {
+        dtype: match config.dtype {
+            DTypeChoice::Auto => None,
+            DTypeChoice::F32 => Some(DType::F32),
+            DTypeChoice::Bf16 => Some(DType::Bf16),
+        },
+        kv_bytes: config.kv_memory_mib as usize * MIB,
+        slots: config.adapter_slots,
+    };
+    let one = |source: &ModelSource| {
+        let executor = model::load(&source.folder, &options, cpu)?;
+        Ok(Loaded {
+            id: source.id.as_str().into(),
+            dtype: executor.dtype(),
+            executor: Box::new(executor),
+            text: Text::load(&source.folder)?,
+            defaults: GenerationDefaults::load(&source.folder)?,
+        })
+    };
+    sources.iter().map(one).collect()
+}
+
+async fn assemble(config: &ServeConfig, db: Db, blobs: Blobs, loaded: Vec<Loaded>) -> Result<Platform, ServeError> {
+    let bases = loaded.iter().map(|model| adapter_store::Base {
+        id: model.id.to_string(),
+        shape: model.executor.shape().clone(),
+        dtype: model.dtype,
+    });
+    let adapter_bytes = config.adapter_memory_mib as usize * MIB;
+    let store = AdapterStore::new(db.clone(), blobs, bases.collect(), adapter_bytes);
+    let limits = Limits {
+        queue: config.queue as usize,
+        running: config.max_running as usize,
+        step_rows: config.step_tokens as usize,
+        adapter_bytes,
+        ..Limits::default()
+    };
+    let (mut bases, mut texts) = (Vec::new(), Vec::new());
+    for model in loaded {
+        bases.push(BaseModel { id: model.id.clone(), executor: model.executor, vocabulary: model.text.token_bytes() });
+        texts.push((model.id, model.text, model.defaults));
+    }
+    let engine = Engine::start(bases, Arc::new(StoreImages(store.clone())), limits);
+    let loaded_s = platform::units::now_ms() / 1000;
+    let served = texts.into_iter().filter_map(|(id, text, defaults)| {
+        let base = engine.base(&id)?;
+        let (context, vocabulary, fingerprint) = (base.context, base.shape.vocabulary, base.fingerprint.clone());
+        Some(ServedModel { id, text, defaults, context, vocabulary, fingerprint, loaded_s })
+    });
+    let models = served.collect();
+    let (journal, interrupted) = Journal::open(db.clone()).await?;
+    if interrupted > 0 {
+        tracing::warn!(
+            interrupted,
+            "requests were running when the server last ended; they are closed at their last mark"
+        );
+    }
+    let mut cache_secret = [0u8; 32];
+    getrandom::fill(&mut cache_secret).map_err(std::io::Error::other)?;
+    Ok(Platform {
+        engine,
+        models,
+        store,
+        journal,
+        accounts: Accounts::open(db).await?,
+        metrics: Metrics::default(),
+        cache_secret,
+        cors: config.cors,
+        ready: false.into(),
+        version: env!("CARGO_PKG_VERSION"),
+    })
+}
+
+/// Puts this server into the user's credentials file, and says where the key is.
+fn note_key(url: &str, data: &Path, made: Option<String>, given: bool) -> KeyNote {
+    if given {
+        return KeyNote::Given;
+    }
+    let saved = credentials::path().and_then(|path| {
+        let mut known = Credentials::load(&path)?;
+        let key = made.clone().or_else(|| known.of_data(data).map(|entry| entry.key.clone()));
+        if let Some(key) = key.clone() {
+            known.remember(Entry { base_url: url.to_owned(), data: Some(data.to_owned()), key });
+            known.save(&path)?;
+        }
+        Ok((path, key))
+    });
+    match (saved, made) {
+        (Ok((path, _)), Some(key)) => KeyNote::Saved { key, path },
+        (Ok((path, Some(key))), None) => KeyNote::Known { hint: key[key.len().saturating_sub(4)..].to_owned(), path },
+        (Err(error), Some(key)) => KeyNote::Unsaved { key, reason: error.to_string() },
+        (Ok((_, None)) | Err(_), None) => KeyNote::Elsewhere,
+    }
+}
+
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(_) => {
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

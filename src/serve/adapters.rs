@@ -1,0 +1,74 @@
+//! Adapters that are there from the start: the built-in model's own, and every folder in `--adapters`.
+
+use std::path::{Path, PathBuf};
+
+use adapter_store::UploadFile;
+use gateway::{Platform, Push};
+use platform::AccountName;
+
+use super::models::ModelSource;
+use super::{ServeError, builtin};
+
+/// Most adapters that the first screen needs to know of.
+const LISTED: u32 = 1000;
+
+/// Imports them under the first account. The same bytes again are the same version, so a restart adds nothing. Returns the
+/// names of all adapters of the account.
+pub async fn import(
+    platform: &Platform,
+    account: &AccountName,
+    folders: &[PathBuf],
+    sources: &[ModelSource],
+) -> Result<Vec<String>, ServeError> {
+    if sources.iter().any(ModelSource::is_builtin) {
+        for adapter in builtin::adapters() {
+            let files = adapter.files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect();
+            push(platform, account, &adapter.name, Some(builtin::ID), files).await?;
+        }
+    }
+    for folder in folders {
+        for path in sub_folders(folder)? {
+            let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+            push(platform, account, &name, None, read(&path)?).await?;
+        }
+    }
+    let listed = platform.store.list(account, "", LISTED).await.map_err(|e| ServeError::Adapters(e.to_string()))?;
+    Ok(listed.into_iter().map(|version| version.name.to_string()).collect())
+}
+
+async fn push(
+    platform: &Platform,
+    account: &AccountName,
+    name: &str,
+    base: Option<&str>,
+    files: Vec<UploadFile>,
+) -> Result<(), ServeError> {
+    let failed = |reason: String| ServeError::Adapters(format!("{name}: {reason}"));
+    let adapter = name.parse().map_err(|error: platform::ids::IdError| failed(error.to_string()))?;
+    let push = Push { account: account.clone(), name: adapter, base: base.map(str::to_owned), alias: None, files };
+    gateway::push(platform, push).await.map_err(|error| failed(error.message))?;
+    Ok(())
+}
+
+fn failed(path: &Path, reason: impl ToString) -> ServeError {
+    ServeError::Adapters(format!("{}: {}", path.display(), reason.to_string()))
+}
+
+/// The folders in a folder, by name.
+fn sub_folders(folder: &Path) -> Result<Vec<PathBuf>, ServeError> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, e))? {
+        let path = entry.map_err(|e| failed(folder, e))?.path();
+        if path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn read(folder: &Path) -> Result<Vec<UploadFile>, ServeError> {
+    crate::folder::files(folder)
+        .map(|files| files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect())
+        .map_err(|(path, reason)| failed(&path, reason))
+}
