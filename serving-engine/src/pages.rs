@@ -123,6 +123,7 @@ impl PagePool {
     }
 
     /// Every page is in exactly one place, and what is known is what the pages say.
+    #[cfg(test)]
     pub fn check(&self) -> Result<(), String> {
         let mut places = vec![0u32; self.pages.len()];
         self.free.iter().chain(self.idle.values()).for_each(|&page| places[page as usize] += 1);

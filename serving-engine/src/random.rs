@@ -26,7 +26,7 @@ mod tests {
         assert_eq!(drawn, GOLDEN);
     }
 
-    const GOLDEN: [u32; 4] = [0, 0, 0, 0];
+    const GOLDEN: [u32; 4] = [10_946_269, 6_177_195, 2_964_549, 570_621];
 
     #[test]
     fn draws_are_spread_evenly() {

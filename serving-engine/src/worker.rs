@@ -414,14 +414,6 @@ impl Worker {
             ..self.counted
         }
     }
-
-    /// The pages' books balance, and nobody holds one but the running sequences.
-    pub fn check(&self) -> Result<(), String> {
-        self.pool.check()?;
-        let held: usize = self.running.iter().map(|s| s.pages.len()).sum();
-        let used = self.pool.total() - self.pool.available();
-        if used > held { Err(format!("{used} pages are held, {held} of them by sequences")) } else { Ok(()) }
-    }
 }
 
 /// Longest sequence that an executor can hold, in tokens.
