@@ -61,6 +61,8 @@ pub fn serve(platform: Arc<Platform>, api: TcpListener, ops: TcpListener) -> std
     .max_connections(CONNECTIONS)
     .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(KEEP_ALIVE)
+    // A client that closes its side has left: its request is dropped, and so cancelled, whole answers included.
+    .h1_allow_half_closed(false)
     .shutdown_timeout(SHUTDOWN_S)
     .disable_signals()
     .listen(api)?

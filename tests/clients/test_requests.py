@@ -102,7 +102,7 @@ def test_keys_are_made_and_revoked(server, http):
 
 
 def test_a_full_server_says_so_and_a_retry_gets_through(own_server):
-    server = own_server("--max-running", "1", "--queue", "1").start()
+    server = own_server("--max-running", "1", "--queue", "2").start()
     body = {"model": MODEL, "messages": PROMPT, "max_tokens": 200, "ignore_eos": True}
 
     async def burst(retries: int):
