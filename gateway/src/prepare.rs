@@ -17,7 +17,7 @@ pub struct Prepared {
     pub tokens: Vec<Vec<u32>>,
     /// Absent: as long as the context allows.
     pub max_tokens: Option<u32>,
-    pub top_logprobs: Option<u8>,
+    pub top_logprobs: Option<u16>,
     pub score_prompt: bool,
     /// The field that holds the prompt, for errors.
     pub param: &'static str,

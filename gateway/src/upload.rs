@@ -16,7 +16,7 @@ use crate::state::{Platform, ServedModel};
 const PROMPTS: [&str; 4] =
     ["Hello! Who are you?", "Please help me with this:", "The meeting is on Friday at 10.", "1 2 3 4"];
 /// Alternatives per position that the divergence is computed over.
-const TOP: u8 = 64;
+const TOP: u16 = 64;
 
 /// What is uploaded, by whom.
 pub struct Push {

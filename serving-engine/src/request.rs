@@ -37,7 +37,7 @@ pub struct Request {
     /// Whether a matched stop string stays in the answer.
     pub include_stop: bool,
     /// Report log-probabilities with this many alternatives.
-    pub top_logprobs: Option<u8>,
+    pub top_logprobs: Option<u16>,
     /// Also report the prompt's own log-probabilities (`echo` with `logprobs`); such a request does not read the
     /// prefix cache.
     pub score_prompt: bool,

@@ -7,7 +7,11 @@ fn a_stranger_starts_chats_pushes_and_sees_the_requests() {
     let home = Home::new();
     let server = home.serve(&[]);
     for part in ["Myriad ready in", "myriad-mini", "toy", "sk-myriad-", "support", "extract", "Next:"] {
-        assert!(server.screen.contains(part) || part == "Next:", "{part:?} is not on the first screen: {}", server.screen);
+        assert!(
+            server.screen.contains(part) || part == "Next:",
+            "{part:?} is not on the first screen: {}",
+            server.screen
+        );
     }
 
     // The credentials file is found without being told.
@@ -37,7 +41,17 @@ fn a_stranger_starts_chats_pushes_and_sees_the_requests() {
     assert!(key.starts_with("sk-myriad-"), "{key}");
     assert!(home.printed(&["keys", "list"]).contains("laptop"));
 
-    let table = home.printed(&["bench", "--requests", "6", "--concurrency", "3", "--output-tokens", "8", "--model", "support,extract"]);
+    let table = home.printed(&[
+        "bench",
+        "--requests",
+        "6",
+        "--concurrency",
+        "3",
+        "--output-tokens",
+        "8",
+        "--model",
+        "support,extract",
+    ]);
     assert!(table.contains("time to first token") && table.contains("output tokens/s"), "{table}");
     assert!(server.stop().success(), "SIGTERM was not a clean end");
 

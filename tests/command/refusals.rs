@@ -38,7 +38,8 @@ fn an_architecture_that_is_not_supported_lists_those_that_are() {
     let home = Home::new();
     let folder = home.path("odd");
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("config.json"), r#"{"architectures": ["OddForCausalLM"], "model_type": "odd"}"#).unwrap();
+    std::fs::write(folder.join("config.json"), r#"{"architectures": ["OddForCausalLM"], "model_type": "odd"}"#)
+        .unwrap();
     let said = home.refused(&serve(&["--model", folder.to_str().unwrap()]));
     assert!(said.contains("OddForCausalLM"), "{said}");
     for family in ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] {

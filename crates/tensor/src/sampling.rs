@@ -70,7 +70,7 @@ pub struct SampleRow {
     /// One bit per token of the vocabulary, set = allowed; absent = all allowed.
     pub mask: Option<Arc<[u32]>>,
     /// How many of the most probable tokens to report; absent = no log-probability at all.
-    pub top_logprobs: Option<u8>,
+    pub top_logprobs: Option<u16>,
 }
 
 /// What is asked of a row's logits.
@@ -79,7 +79,7 @@ pub enum Ask {
     /// Draw the next token.
     Sample(SampleRow),
     /// The log-probability of a given next token (a prompt that is echoed).
-    Score { target: u32, top_logprobs: u8 },
+    Score { target: u32, top_logprobs: u16 },
 }
 
 /// What a row answered. Log-probabilities are natural, over the raw logits, before any penalty, mask or temperature.

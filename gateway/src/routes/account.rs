@@ -6,7 +6,7 @@ use billing::RequestRow;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::reply;
+use super::reply::JsonObject;
 use crate::accounts::{Caller, KeyRow};
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -92,9 +92,8 @@ fn key(key: &KeyRow) -> Value {
 pub async fn create_key(
     platform: web::Data<Platform>,
     caller: Caller,
-    body: web::Bytes,
+    JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    let json = reply::object(&body)?;
     let name = Fields::new(&json).text("name")?.unwrap_or("key");
     if name.is_empty() || name.chars().count() > NAME_CHARS || name.chars().any(char::is_control) {
         return Err(ApiError::param("name", format!("name must have 1 to {NAME_CHARS} printable characters")));

@@ -10,7 +10,7 @@ use platform::{AccountName, AdapterName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::reply;
+use super::reply::JsonObject;
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -228,11 +228,10 @@ pub async fn set_alias(
     platform: web::Data<Platform>,
     caller: Caller,
     path: web::Path<(String, String, String)>,
-    body: web::Bytes,
+    JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
     let (account, name, alias) = path.into_inner();
     let (account, name) = Path { account, name }.own(&caller)?;
-    let json = reply::object(&body)?;
     let version = Fields::new(&json).integer("version", 1..=i64::from(u32::MAX))?;
     let version = version.ok_or_else(|| ApiError::param("version", "version is missing"))? as u32;
     let moved = platform.store.set_alias(&account, &name, &alias, version).await?;

@@ -10,7 +10,7 @@ use platform::RequestId;
 use platform::units::now_ms;
 use serde_json::{Map, Value, json};
 
-use super::reply::{self, Events, Frame};
+use super::reply::{self, Events, Frame, JsonObject};
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::life::{self, Piece, ScoredToken};
@@ -19,10 +19,13 @@ use crate::resolve::{Target, resolve};
 use crate::state::Platform;
 use crate::wire::{CompletionRequest, Fields, Prompt, sampling};
 
-pub async fn create(platform: web::Data<Platform>, caller: Caller, body: web::Bytes) -> Result<HttpResponse, ApiError> {
+pub async fn create(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
     let started = Instant::now();
     let platform = platform.into_inner();
-    let json = reply::object(&body)?;
     let name = sampling::model_name(&Fields::new(&json))?;
     let target = resolve(&platform, &caller.account, &name).await?;
     let request = CompletionRequest::parse(&json, &target.model.defaults, target.model.vocabulary)?;

@@ -8,6 +8,7 @@ mod models;
 mod ops;
 mod reply;
 
+use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 
 use crate::error::ApiError;
@@ -18,7 +19,7 @@ pub const JSON_BYTES: usize = 16 << 20;
 /// What clients of the OpenAI API call, and what is Myriad's own beside it.
 pub fn api(config: &mut web::ServiceConfig) {
     config
-        .app_data(web::PayloadConfig::new(JSON_BYTES))
+        .configure(limits)
         // Inference
         .route("/v1/chat/completions", web::post().to(chat::create))
         .route("/v1/completions", web::post().to(completions::create))
@@ -44,6 +45,16 @@ pub fn api(config: &mut web::ServiceConfig) {
         .configure(health)
         .route("/", web::get().to(ops::front_page))
         .default_service(web::to(nothing_here));
+}
+
+/// Bounds of bodies, and errors of paths and queries in the API's own shape.
+fn limits(config: &mut web::ServiceConfig) {
+    config
+        .app_data(web::PayloadConfig::new(JSON_BYTES))
+        .app_data(web::PathConfig::default().error_handler(|error, _| ApiError::not_found(error.to_string()).into()))
+        .app_data(web::QueryConfig::default().error_handler(|error, _| {
+            ApiError::new(StatusCode::BAD_REQUEST, format!("the query cannot be read: {error}")).into()
+        }));
 }
 
 /// The operators' listener.

@@ -2,27 +2,51 @@
 
 use std::time::Duration;
 
+use actix_web::dev::Payload;
+use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
-use actix_web::{HttpResponse, HttpResponseBuilder, web};
-use futures::{Stream, StreamExt};
+use actix_web::{FromRequest, HttpRequest, HttpResponse, HttpResponseBuilder};
+use futures::future::LocalBoxFuture;
+use futures::{FutureExt, Stream, StreamExt};
 use serde_json::{Map, Value, json};
 use serving_engine::Usage;
 use tokio::sync::mpsc::Receiver;
 
+use super::JSON_BYTES;
 use crate::error::ApiError;
 use crate::life::{Piece, Run};
 
 /// An idle stream gets a comment so often, so that nobody in between takes it for dead.
 const PING_EVERY: Duration = Duration::from_secs(15);
 
-/// A body that must be a JSON object. Depth is bounded by the parser.
-pub fn object(body: &web::Bytes) -> Result<Map<String, Value>, ApiError> {
+/// A body that must be a JSON object. Its size is bounded by the router's `JSON_BYTES`, its depth by the parser.
+pub struct JsonObject(pub Map<String, Value>);
+
+impl FromRequest for JsonObject {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Bytes::from_request(request, payload);
+        async move { object(&body.await.map_err(|error| unread(&error))?).map(Self) }.boxed_local()
+    }
+}
+
+/// A body that did not arrive whole, as an error of the same shape as all others.
+fn unread(error: &actix_web::Error) -> ApiError {
+    match error.as_response_error().status_code() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {JSON_BYTES} bytes"))
+        }
+        status => ApiError::new(status, format!("the body could not be read: {error}")),
+    }
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(object),
-        Ok(_) => Err(ApiError::new(actix_web::http::StatusCode::BAD_REQUEST, "the body must be a JSON object")),
-        Err(error) => {
-            Err(ApiError::new(actix_web::http::StatusCode::BAD_REQUEST, format!("the body is not valid JSON: {error}")))
-        }
+        Ok(_) => Err(ApiError::new(StatusCode::BAD_REQUEST, "the body must be a JSON object")),
+        Err(error) => Err(ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not valid JSON: {error}"))),
     }
 }
 

@@ -20,7 +20,7 @@ pub struct ChatRequest {
     pub template_values: Map<String, Value>,
     pub add_generation_prompt: bool,
     /// Alternatives per token; absent: no log-probabilities.
-    pub top_logprobs: Option<u8>,
+    pub top_logprobs: Option<u16>,
 }
 
 impl ChatRequest {
@@ -72,10 +72,10 @@ fn refuse_what_is_not_there_yet(fields: &Fields<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn logprobs(fields: &Fields<'_>) -> Result<Option<u8>, ApiError> {
+fn logprobs(fields: &Fields<'_>) -> Result<Option<u16>, ApiError> {
     let top = fields.integer("top_logprobs", 0..=20)?;
     match (fields.flag("logprobs")?, top) {
-        (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
+        (true, top) => Ok(Some(top.unwrap_or(0) as u16)),
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => Err(ApiError::param("top_logprobs", "top_logprobs needs logprobs: true")),
     }

@@ -23,7 +23,7 @@ pub struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     pub max_tokens: u32,
     pub echo: bool,
-    pub logprobs: Option<u8>,
+    pub logprobs: Option<u16>,
 }
 
 impl CompletionRequest {
@@ -50,7 +50,7 @@ impl CompletionRequest {
             prompts: prompts(&fields, vocabulary)?,
             max_tokens,
             echo,
-            logprobs: fields.integer("logprobs", 0..=20)?.map(|count| count as u8),
+            logprobs: fields.integer("logprobs", 0..=20)?.map(|count| count as u16),
             common,
         })
     }

@@ -19,7 +19,6 @@ const CHOICES: i64 = 128;
 /// How answers are drawn, where they end, and how they are sent.
 #[derive(Debug, Clone)]
 pub struct Common {
-    pub model: String,
     pub sampling: Arc<Sampling>,
     pub seed: u64,
     pub choices: u32,
@@ -62,7 +61,6 @@ impl Common {
             None => false,
         };
         Ok(Self {
-            model: model_name(fields)?,
             sampling: Arc::new(sampling(fields, defaults, vocabulary)?),
             seed: match fields.integer("seed", i64::MIN..=i64::MAX)? {
                 Some(seed) => seed as u64,

@@ -56,7 +56,7 @@ fn largest(logits: &[f32], count: usize) -> Vec<u32> {
     tokens
 }
 
-fn top(logits: &[f32], normaliser: f32, count: u8) -> Vec<(u32, f32)> {
+fn top(logits: &[f32], normaliser: f32, count: u16) -> Vec<(u32, f32)> {
     let tokens = largest(logits, count as usize);
     tokens.into_iter().map(|token| (token, logits[token as usize] - normaliser)).collect()
 }
