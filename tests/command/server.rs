@@ -54,7 +54,7 @@ impl Home {
             self.myriad(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its standard output is ours"));
         let mut screen = String::new();
-        let url = loop {
+        while !screen.contains("Next:") {
             let mut line = String::new();
             if lines.read_line(&mut line).expect("its standard output is text") == 0 {
                 let mut error = String::new();
@@ -62,11 +62,10 @@ impl Home {
                 panic!("the server ended before it was ready: {screen}{error}");
             }
             screen.push_str(&line);
-            if let Some(url) = line.split_whitespace().find_map(|word| word.strip_suffix("/v1")) {
-                break url.to_owned();
-            }
-        };
-        Server { child, url, screen, _lines: lines }
+        }
+        let url =
+            screen.split_whitespace().find_map(|word| word.strip_suffix("/v1")).expect("the screen has the address");
+        Server { child, url: url.to_owned(), screen, _lines: lines }
     }
 }
 
