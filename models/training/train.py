@@ -25,9 +25,9 @@ FOLDER = HERE.parent / "myriad-mini"
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VOCABULARY = 640
 CONTEXT = 2048
-BASE_STEPS, ADAPTER_STEPS = 1800, 400
+BASE_STEPS, ADAPTER_STEPS = 1800, 300
 BATCH = 64
-HELD_OUT = 300
+HELD_OUT = 100
 
 
 def make_tokenizer() -> None:
@@ -127,8 +127,8 @@ def make_adapters() -> None:
         base = AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
         torch.manual_seed(SEED)
         model = get_peft_model(base, LoraConfig(
-            r=16, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules="all-linear"))
-        learn(model, tokenizer, [task], ADAPTER_STEPS, 2e-3, task)
+            r=8, lora_alpha=16, lora_dropout=0.0, task_type="CAUSAL_LM", target_modules="all-linear"))
+        learn(model, tokenizer, [task], ADAPTER_STEPS, 5e-3, task)
         model.peft_config["default"].base_model_name_or_path = "myriad-mini"
         folder = FOLDER / "adapters" / task
         model.to(torch.bfloat16).save_pretrained(folder)

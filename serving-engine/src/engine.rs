@@ -86,6 +86,21 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Puts a request into the inbox unless the queue is full: looked at and changed under one lock, as `count` is.
+    fn enqueue(&self, index: usize, taken: Taken) -> Result<(), Refused> {
+        let mut inbox = self.inbox();
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        if waiting >= self.limits.queue as u64 {
+            return Err(Refused::Full { retry_after_ms: (waiting * RETRY_MS_PER_WAITING).clamp(1_000, 60_000) });
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        inbox.requests.push_back((index, taken));
+        drop(inbox);
+        self.wake.notify_one();
+        Ok(())
+    }
+
     fn wake(&self, change: impl FnOnce(&mut Inbox)) {
         change(&mut self.inbox());
         self.wake.notify_one();
@@ -193,21 +208,12 @@ impl Engine {
         if request.choices > shared.limits.choices {
             return Err(Refused::TooManyChoices { most: shared.limits.choices });
         }
-        let waiting = shared.waiting.load(Ordering::Relaxed);
-        if waiting >= shared.limits.queue as u64 {
-            return Err(Refused::Full { retry_after_ms: (waiting * RETRY_MS_PER_WAITING).clamp(1_000, 60_000) });
-        }
         // Room for every event that the request can have: the engine never waits and never drops one.
         let room = request.choices as usize * (request.max_tokens as usize + 1) + 2;
         let (events, receiver) = channel(room);
         let cancelled = Arc::new(AtomicBool::new(false));
         let taken = Taken { request, events, cancelled: cancelled.clone() };
-        shared.wake(|inbox| {
-            // Under the inbox's lock, as `count` is: no request is between the two numbers.
-            shared.waiting.fetch_add(1, Ordering::Relaxed);
-            shared.open.fetch_add(1, Ordering::Relaxed);
-            inbox.requests.push_back((index, taken));
-        });
+        shared.enqueue(index, taken)?;
         Ok(Reply { events: receiver, cancelled, shared: shared.clone() })
     }
 
@@ -238,7 +244,7 @@ impl Engine {
     }
 }
 
-/// Takes in, plans, submits, collects, commits; sleeps when there is nothing to do.
+/// Takes in, admits, plans, submits, collects, commits; sleeps when there is nothing to do.
 fn run(shared: &Arc<Shared>, mut workers: Vec<Worker>) {
     let mut numbers = 0;
     let mut busy = false;
@@ -249,6 +255,10 @@ fn run(shared: &Arc<Shared>, mut workers: Vec<Worker>) {
             for digest in worker.admit() {
                 fetch(shared, index, digest);
             }
+        }
+        // Before the step too: who hears of an end must find the queue as short as it is.
+        count(shared, &workers);
+        for worker in &mut workers {
             let plan = worker.plan();
             if plan.is_empty() {
                 continue;
