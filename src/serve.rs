@@ -99,9 +99,10 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let platform = Arc::new(assemble(&config, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
-    let addresses = (api.local_addr()?, ops.local_addr()?);
+    let url = format!("http://{}", api.local_addr()?);
+    // Before anything else can fail: a key that was made and not saved is lost.
+    let key = note_key(&url, data.path(), made_key, given_key.is_some());
     let servers = gateway::serve(platform.clone(), api, ops)?;
-    let url = format!("http://{}", addresses.0);
     let adapters = adapters::import(&platform, &account, &config.adapters, &sources).await?;
     platform.ready.store(true, std::sync::atomic::Ordering::Relaxed);
     let screen = FirstScreen {
@@ -109,7 +110,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         device,
         toy: sources.iter().all(ModelSource::is_builtin),
         models: sources.into_iter().map(|source| source.id).collect(),
-        key: note_key(&url, data.path(), made_key, given_key.is_some()),
+        key,
         url,
         adapters,
     };

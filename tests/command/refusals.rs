@@ -55,3 +55,12 @@ fn a_bootstrap_key_of_the_wrong_form_is_refused() {
     assert!(!output.status.success() && said.contains("sk-myriad-"), "{said}");
     assert!(!said.contains("hunter2"), "the key was printed: {said}");
 }
+
+#[test]
+fn a_first_start_that_fails_late_does_not_lose_the_key() {
+    let home = Home::new();
+    let said = home.refused(&serve(&["--adapters", "/no/such/folder"]));
+    assert!(said.contains("/no/such/folder"), "{said}");
+    let _server = home.serve(&[]);
+    assert!(!home.printed(&["chat", "-m", "hello"]).trim().is_empty());
+}
