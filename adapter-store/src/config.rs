@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use crate::StoreError;
 use crate::error::refused;
+use crate::selection::Selection;
 
 const CONFIG_BYTES: usize = 1 << 20;
 /// Most entries of `rank_pattern` and `alpha_pattern`, and the longest of their keys.
@@ -24,8 +25,7 @@ pub struct PeftConfig {
     rslora: bool,
     ranks: Patterns,
     alphas: Patterns,
-    /// `target_modules` where it is a list of names.
-    pub targets: Option<Vec<String>>,
+    selection: Selection,
 }
 
 /// (pattern, value) in the file's order; the first that matches wins, as in peft.
@@ -33,8 +33,12 @@ pub struct PeftConfig {
 struct Patterns(Vec<(Regex, f64)>);
 
 impl Patterns {
-    fn parse(json: &Map<String, Value>, key: &str) -> Result<Self, StoreError> {
-        let Some(Value::Object(entries)) = json.get(key) else { return Ok(Self::default()) };
+    fn parse(json: &Map<String, Value>, key: &str, fits: fn(f64) -> bool) -> Result<Self, StoreError> {
+        let entries = match json.get(key) {
+            None | Some(Value::Null) => return Ok(Self::default()),
+            Some(Value::Object(entries)) => entries,
+            Some(_) => return Err(refused(format!("adapter_config.json: {key} must be a table of numbers."))),
+        };
         let wrong = |entry: &str, reason: &str| {
             refused(format!("adapter_config.json: {key} {:?} {reason}.", entry.chars().take(80).collect::<String>()))
         };
@@ -49,7 +53,8 @@ impl Patterns {
                 .size_limit(PATTERN_PROGRAM_BYTES)
                 .build();
             let whole = whole.map_err(|_| wrong(pattern, "is not a pattern that is supported"))?;
-            let value = value.as_f64().ok_or_else(|| wrong(pattern, "has a value that is not a number"))?;
+            let value = value.as_f64().filter(|&value| fits(value));
+            let value = value.ok_or_else(|| wrong(pattern, "has a value that cannot be one"))?;
             Ok((whole, value))
         };
         entries.iter().map(compile).collect::<Result<_, _>>().map(Self)
@@ -75,16 +80,20 @@ impl PeftConfig {
             .filter(|r| (1..=RANK as u64).contains(r))
             .ok_or_else(|| refused(format!("adapter_config.json: r must be a whole number from 1 to {RANK}.")))?;
         let alpha = number("lora_alpha").ok_or_else(|| refused("adapter_config.json: lora_alpha must be a number."))?;
-        let names = |list: &Vec<Value>| list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
         Ok(Self {
             base: json.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned),
             rank: rank as usize,
             alpha,
             rslora: json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
-            ranks: Patterns::parse(&json, "rank_pattern")?,
-            alphas: Patterns::parse(&json, "alpha_pattern")?,
-            targets: json.get("target_modules").and_then(Value::as_array).map(names),
+            ranks: Patterns::parse(&json, "rank_pattern", |value| value.fract() == 0.0 && value >= 1.0)?,
+            alphas: Patterns::parse(&json, "alpha_pattern", f64::is_finite)?,
+            selection: Selection::parse(&json),
         })
+    }
+
+    /// Where the modules selected for training and those that have tensors (path, layer) differ.
+    pub fn disagreements<'a>(&self, modules: impl Iterator<Item = (&'a str, usize)>) -> Vec<String> {
+        self.selection.disagreements(modules)
     }
 
     /// The rank that a module must have.
@@ -136,18 +145,34 @@ fn refuse_what_is_not_served(json: &Map<String, Value>) -> Result<(), StoreError
         ("layer_replication", "replicated layers change the base model and are not served"),
         ("alora_invocation_tokens", "activated LoRA is not served yet"),
         ("use_qalora", "QALoRA is not served yet"),
+        ("use_bdlora", "block-diagonal LoRA is not served yet"),
+        ("kasa_config", "KaSA changed the base model's own weights while it was trained"),
+        ("monteclora_config", "MonteCLoRA is not served yet"),
+        ("arrow_config", "routing between adapters is not served yet"),
     ];
     if let Some((key, reason)) = unsupported.iter().find(|(key, _)| on(key)) {
         return Err(refused(format!("adapter_config.json: {key} is set: {reason}.")));
     }
-    match json.get("init_lora_weights") {
-        None | Some(Value::Null | Value::Bool(_)) => Ok(()),
-        Some(Value::String(init)) if init == "gaussian" || init == "orthogonal" => Ok(()),
-        Some(init) => Err(refused(format!(
-            "adapter_config.json: init_lora_weights is {init}, which changed the base model's own weights while it was trained; \
-             convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)."
-        ))),
-    }
+    refuse_changed_base(json.get("init_lora_weights"))
+}
+
+/// Some ways to start training take a part out of the base model's weights and put it into the adapter: on the base as
+/// published, such an adapter answers wrongly until it is converted. Others only choose the first A and B.
+fn refuse_changed_base(init: Option<&Value>) -> Result<(), StoreError> {
+    const ONLY_START: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+    let init = match init {
+        None | Some(Value::Null | Value::Bool(_)) => return Ok(()),
+        Some(Value::String(init)) if ONLY_START.contains(&init.to_lowercase().as_str()) => return Ok(()),
+        Some(Value::String(init)) => init.chars().take(80).collect(),
+        Some(other) => other.to_string().chars().take(80).collect::<String>(),
+    };
+    let changed =
+        ["pissa", "olora", "corda", "loftq", "lora_ga"].iter().any(|way| init.to_lowercase().starts_with(way));
+    let reason = if changed { "which changed" } else { "which is not known here and may have changed" };
+    Err(refused(format!(
+        "adapter_config.json: init_lora_weights is {init}, {reason} the base model's own weights while it was trained; \
+         convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)."
+    )))
 }
 
 #[cfg(test)]
@@ -174,7 +199,14 @@ mod tests {
             (r#""use_dora":true"#, "DoRA"),
             (r#""bias":"all""#, "bias"),
             (r#""modules_to_save":["lm_head"]"#, "modules_to_save"),
-            (r#""init_lora_weights":"pissa""#, "pissa"),
+            (r#""init_lora_weights":"pissa_niter_4""#, "pissa"),
+            (r#""init_lora_weights":"olora""#, "olora"),
+            (r#""init_lora_weights":"corda""#, "corda"),
+            (r#""init_lora_weights":"of next year""#, "of next year"),
+            (r#""target_parameters":["experts.down_proj"]"#, "target_parameters"),
+            (r#""layer_replication":[[0,4],[2,5]]"#, "layer_replication"),
+            (r#""rank_pattern":{"q_proj":2.5}"#, "rank_pattern"),
+            (r#""rank_pattern":[4]"#, "rank_pattern"),
             (r#""rank_pattern":{"(":1}"#, "rank_pattern"),
         ] {
             let text = format!(r#"{{"peft_type":"LORA","r":8,"lora_alpha":8,{more}}}"#);

@@ -1,6 +1,6 @@
 //! What can be wrong with an upload or a name.
 
-use platform::{BlobError, DbError};
+use platform::{BlobError, DbError, Digest};
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -16,16 +16,23 @@ pub enum StoreError {
     Missing { account: String, name: String },
     #[error("adapter {account}/{name} has no version {version}")]
     MissingVersion { account: String, name: String, version: u32 },
+    #[error("adapter {account}/{name} has no alias {alias}")]
+    MissingAlias { account: String, name: String, alias: String },
     #[error("version {version} is what {aliases} answers with; point that elsewhere first")]
     InUse { version: u32, aliases: String },
+    #[error("version {version} is the only one of {account}/{name}; delete the adapter instead")]
+    OnlyVersion { account: String, name: String, version: u32 },
     #[error("{account}/{name} is an adapter of {was}; push one for {base} under another name. Nothing was stored.")]
     OtherBase { account: String, name: String, was: String, base: String },
+    /// It was deleted between being resolved and being read.
+    #[error("adapter {0} is not stored any more")]
+    Gone(Digest),
+    #[error("adapter {0} is stored, but cannot be read: {1}")]
+    Unreadable(Digest, String),
     #[error(transparent)]
     Db(#[from] DbError),
     #[error(transparent)]
     Blob(#[from] BlobError),
-    #[error("adapter {0} is stored, but cannot be read: {1}")]
-    Corrupt(platform::Digest, String),
 }
 
 impl From<sqlx::Error> for StoreError {

@@ -1,23 +1,25 @@
-//! Adapters, their versions and aliases, and the files behind them.
+//! The store, and the checks that an upload passes before anything of it is stored.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use model::{AdapterImage, DType, ImageBuilder, ModelShape};
 use platform::{AccountName, AdapterName, Blobs, Db, Digest};
 use serde::{Deserialize, Serialize};
 
 use crate::StoreError;
+use crate::choice::{self, Chosen};
 use crate::config::PeftConfig;
 use crate::error::refused;
-use crate::tensors::{self, Target};
+use crate::identity::identity;
+use crate::images::Images;
+use crate::locks::DigestLocks;
+use crate::tokenizer;
 use crate::upload::{UploadFile, unpack};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
-/// Largest chat template of an adapter, in bytes.
-const TEMPLATE_BYTES: usize = 1 << 20;
+/// Uploads that are checked at the same time: each holds its weights in memory several times over.
+const CHECKS_AT_ONCE: usize = 2;
 
 /// A base model that adapters can be for.
 #[derive(Debug, Clone)]
@@ -47,7 +49,7 @@ pub struct Checked {
     pub report: Report,
     pub image: Arc<AdapterImage>,
     pub chat_template: Option<String>,
-    files: Vec<UploadFile>,
+    pub(crate) files: Vec<(UploadFile, Digest)>,
 }
 
 /// What the checks and the canary said. Kept with the version.
@@ -70,302 +72,132 @@ pub struct Canary {
     pub fingerprint: String,
 }
 
-/// A stored adapter's files, by name and digest: the blob that an adapter's digest leads to.
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    base: String,
-    files: BTreeMap<String, Digest>,
-    chat_template: Option<String>,
-}
-
 #[derive(Clone)]
 pub struct AdapterStore {
     pub(crate) db: Db,
-    blobs: Blobs,
-    bases: Arc<[Base]>,
-    images: Arc<Mutex<Images>>,
-    /// Serialises what adds and what removes blobs, so that a deletion never takes what an upload just found there.
-    pub(crate) writing: Arc<tokio::sync::Mutex<()>>,
-}
-
-/// Images in memory: those staged for a canary, and those used last.
-#[derive(Default)]
-struct Images {
-    known: HashMap<Digest, (Arc<AdapterImage>, u64)>,
-    clock: u64,
-    budget: usize,
-}
-
-impl Images {
-    fn insert(&mut self, image: Arc<AdapterImage>) {
-        self.clock += 1;
-        self.known.insert(image.digest(), (image, self.clock));
-        while self.known.len() > 1 && self.known.values().map(|(image, _)| image.bytes()).sum::<usize>() > self.budget {
-            let oldest = self.known.iter().min_by_key(|(_, (_, used))| *used).map(|(&digest, _)| digest);
-            oldest.map(|digest| self.known.remove(&digest));
-        }
-    }
-
-    fn get(&mut self, digest: &Digest) -> Option<Arc<AdapterImage>> {
-        self.clock += 1;
-        let clock = self.clock;
-        self.known.get_mut(digest).map(|(image, used)| {
-            *used = clock;
-            image.clone()
-        })
-    }
+    pub(crate) blobs: Blobs,
+    pub(crate) bases: Arc<[Base]>,
+    pub(crate) images: Arc<Mutex<Images>>,
+    pub(crate) locks: Arc<DigestLocks>,
+    checking: Arc<Gate>,
 }
 
 impl AdapterStore {
     /// `memory_bytes` bounds the images that are kept in memory.
     pub fn new(db: Db, blobs: Blobs, bases: Vec<Base>, memory_bytes: usize) -> Self {
-        let images = Images { budget: memory_bytes, ..Images::default() };
-        Self { db, blobs, bases: bases.into(), images: Arc::new(Mutex::new(images)), writing: Arc::default() }
+        let images = Arc::new(Mutex::new(Images::new(memory_bytes)));
+        Self { db, blobs, bases: bases.into(), images, locks: Arc::default(), checking: Arc::default() }
     }
 
-    fn images(&self) -> MutexGuard<'_, Images> {
-        self.images.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    pub(crate) fn images(&self) -> MutexGuard<'_, Images> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs every check on an upload. Takes time in proportion to its size: call it off the runtime's threads.
     pub fn check(&self, upload: Upload) -> Result<Checked, StoreError> {
+        let _turn = self.checking.enter();
         let files = unpack(upload.files)?;
         let config = PeftConfig::parse(find(&files, CONFIG)?)?;
-        let weights = find(&files, WEIGHTS)?;
-        let (base, bound, mut warnings) = self.bind(weights, &config, upload.base.as_deref())?;
-        warnings.extend(bound.warnings);
-        refuse_other_vocabulary(&files, base)?;
-        let chat_template = chat_template(&files)?;
+        let chosen = choice::choose(&self.bases, upload.base.as_deref(), &config, find(&files, WEIGHTS)?)?;
+        let read = Read::new(chosen, &config, &files)?;
+        Ok(read.checked(upload.account, upload.name, files))
+    }
+
+    /// Reads a stored version's files again. They passed the checks for this base already.
+    pub(crate) fn check_again(&self, upload: Upload, base: &Base) -> Result<Checked, StoreError> {
+        let _turn = self.checking.enter();
+        let config = PeftConfig::parse(find(&upload.files, CONFIG)?)?;
+        let plan = choice::plan(base, &config, find(&upload.files, WEIGHTS)?)?;
+        let read = Read::new(Chosen { base, plan, warning: None }, &config, &upload.files)?;
+        Ok(read.checked(upload.account, upload.name, upload.files))
+    }
+}
+
+/// What an upload's files say.
+struct Read {
+    base: String,
+    image: AdapterImage,
+    report: Report,
+    chat_template: Option<String>,
+}
+
+impl Read {
+    fn new(chosen: Chosen<'_>, config: &PeftConfig, files: &[UploadFile]) -> Result<Self, StoreError> {
+        let base = chosen.base;
+        tokenizer::refuse_other_vocabulary(files, base)?;
+        let chat_template = tokenizer::chat_template(files)?;
+        let bound = chosen.plan.read(config)?;
         let digest = identity(&base.id, &bound.pairs, chat_template.as_deref());
         let mut builder = ImageBuilder::new(&base.shape, base.dtype);
         for ((layer, linear), pair) in bound.pairs {
             builder.add(layer, linear, pair).map_err(|e| refused(format!("{e}.")))?;
         }
-        let image = Arc::new(builder.finish(digest));
-        let bytes = files.iter().map(|file| file.bytes.len()).sum();
-        let report = Report { rank: bound.rank_max, tensors: bound.tensors, bytes, warnings, canary: None };
-        Ok(Checked {
-            account: upload.account,
-            name: upload.name,
-            base: base.id.clone(),
-            digest,
-            report,
-            image,
-            chat_template,
-            files,
-        })
-    }
-
-    /// The base that the adapter is for: the one asked for, else the one its configuration names, else the one that fits.
-    fn bind(
-        &self,
-        weights: &[u8],
-        config: &PeftConfig,
-        asked: Option<&str>,
-    ) -> Result<(&Base, tensors::Bound, Vec<String>), StoreError> {
-        let attempt = |base: &Base| tensors::bind(weights, config, Target { id: &base.id, shape: &base.shape });
-        let loaded = || self.bases.iter().map(|base| base.id.as_str()).collect::<Vec<_>>().join(", ");
-        if let Some(asked) = asked {
-            let base = self.bases.iter().find(|base| base.id == asked);
-            let base = base
-                .ok_or_else(|| refused(format!("base model {asked:?} is not loaded here; these are: {}.", loaded())))?;
-            return Ok((base, attempt(base)?, Vec::new()));
-        }
-        let named = config.base.as_deref().and_then(|name| self.bases.iter().find(|base| names(name, &base.id)));
-        if let Some(base) = named {
-            return Ok((base, attempt(base)?, Vec::new()));
-        }
-        let mut first_refusal = None;
-        let mut fitting = Vec::new();
-        for base in self.bases.iter() {
-            match attempt(base) {
-                Ok(bound) => fitting.push((base, bound)),
-                Err(refusal) => first_refusal = first_refusal.or(Some(refusal)),
-            }
-        }
-        if fitting.len() > 1 {
-            let fit: Vec<&str> = fitting.iter().map(|(base, _)| base.id.as_str()).collect();
-            return Err(refused(format!("the adapter fits {}; say which with base.", fit.join(" and "))));
-        }
-        let Some((base, bound)) = fitting.pop() else {
-            return Err(first_refusal.unwrap_or_else(|| refused("no base model is loaded.")));
+        let report = Report {
+            rank: bound.rank_max,
+            tensors: bound.tensors,
+            bytes: files.iter().map(|file| file.bytes.len()).sum(),
+            warnings: chosen.warning.into_iter().chain(bound.warnings).collect(),
+            canary: None,
         };
-        let warning =
-            config.base.as_ref().map(|name| format!("it names {name:?} as its base; its shapes fit {}", base.id));
-        Ok((base, bound, warning.into_iter().collect()))
+        Ok(Self { base: base.id.clone(), image: builder.finish(digest), report, chat_template })
     }
 
-    /// Makes the image of an upload available before it is published, for its canary.
-    pub fn stage(&self, checked: &Checked) {
-        self.images().insert(checked.image.clone());
-    }
-
-    /// Forgets a staged image.
-    pub fn unstage(&self, digest: Digest) {
-        self.images().known.remove(&digest);
-    }
-
-    /// Stores an upload's files. Repeated for the same adapter, it changes nothing.
-    pub(crate) async fn store_files(&self, checked: &Checked) -> Result<(), StoreError> {
-        let mut files = BTreeMap::new();
-        for file in &checked.files {
+    fn checked(self, account: AccountName, name: AdapterName, files: Vec<UploadFile>) -> Checked {
+        let Self { base, image, report, chat_template } = self;
+        let named = |file: UploadFile| {
             let digest = Digest::of(&file.bytes);
-            self.blobs.put(&file_key(digest), file.bytes.clone()).await?;
-            files.insert(file.name.clone(), digest);
-        }
-        self.blobs.put(&image_key(&checked.image), checked.image.to_bytes().into()).await?;
-        let manifest = Manifest { base: checked.base.clone(), files, chat_template: checked.chat_template.clone() };
-        let manifest = serde_json::to_vec(&manifest).expect("a manifest is plain data");
-        Ok(self.blobs.put(&manifest_key(checked.digest), manifest.into()).await?)
-    }
-
-    /// Removes an adapter's own blobs. Files are shared between adapters by content and stay.
-    pub(crate) async fn remove_files(&self, digest: Digest) -> Result<(), StoreError> {
-        self.images().known.remove(&digest);
-        self.blobs.delete(&manifest_key(digest)).await?;
-        for dtype in [DType::F32, DType::Bf16] {
-            self.blobs.delete(&image_key_of(digest, dtype)).await?;
-        }
-        Ok(())
-    }
-
-    async fn manifest(&self, digest: Digest) -> Result<Manifest, StoreError> {
-        let bytes = self.blobs.get(&manifest_key(digest)).await?;
-        serde_json::from_slice(&bytes).map_err(|e| StoreError::Corrupt(digest, e.to_string()))
-    }
-
-    /// The files exactly as they were uploaded.
-    pub async fn files(&self, digest: Digest) -> Result<Vec<UploadFile>, StoreError> {
-        let mut files = Vec::new();
-        for (name, file) in self.manifest(digest).await?.files {
-            let bytes: Bytes = self.blobs.get(&file_key(file)).await?;
-            if Digest::of(&bytes) != file {
-                return Err(StoreError::Corrupt(digest, format!("{name} is not what was uploaded")));
-            }
-            files.push(UploadFile { name, bytes });
-        }
-        Ok(files)
-    }
-
-    /// An adapter's own chat template.
-    pub async fn chat_template(&self, digest: Digest) -> Result<Option<String>, StoreError> {
-        Ok(self.manifest(digest).await?.chat_template)
-    }
-
-    /// An adapter's image: from memory, else from its blob, else made again from the files.
-    pub async fn image(&self, digest: Digest) -> Result<Arc<AdapterImage>, StoreError> {
-        if let Some(image) = self.images().get(&digest) {
-            return Ok(image);
-        }
-        let manifest = self.manifest(digest).await?;
-        let base = self.bases.iter().find(|base| base.id == manifest.base);
-        let base =
-            base.ok_or_else(|| StoreError::Corrupt(digest, format!("its base {} is not loaded", manifest.base)))?;
-        let image = match self
-            .blobs
-            .get(&image_key_of(digest, base.dtype))
-            .await
-            .ok()
-            .map(|bytes| AdapterImage::from_bytes(&bytes))
-        {
-            Some(Ok(image)) if image.digest() == digest && image.shape() == &base.shape => image,
-            _ => self.rebuild(digest, base.id.clone()).await?,
+            (file, digest)
         };
-        self.images().insert(image.clone());
-        Ok(image)
+        let files = files.into_iter().map(named).collect();
+        Checked { account, name, base, digest: image.digest(), report, image: Arc::new(image), chat_template, files }
     }
-
-    async fn rebuild(&self, digest: Digest, base: String) -> Result<Arc<AdapterImage>, StoreError> {
-        let files = self.files(digest).await?;
-        let store = self.clone();
-        let name: AdapterName = "rebuilt".parse().expect("a valid name");
-        let account: AccountName = "rebuilt".parse().expect("a valid name");
-        let upload = Upload { account, name, base: Some(base), files };
-        let checked = tokio::task::spawn_blocking(move || store.check(upload)).await;
-        let checked = checked.map_err(|e| StoreError::Corrupt(digest, e.to_string()))??;
-        if checked.digest != digest {
-            return Err(StoreError::Corrupt(digest, "its files are of another adapter".into()));
-        }
-        self.blobs.put(&image_key(&checked.image), checked.image.to_bytes().into()).await?;
-        Ok(checked.image)
-    }
-}
-
-fn file_key(digest: Digest) -> String {
-    format!("files/{digest}")
-}
-
-fn manifest_key(digest: Digest) -> String {
-    format!("adapters/{digest}.json")
-}
-
-fn image_key(image: &AdapterImage) -> String {
-    image_key_of(image.digest(), image.dtype())
-}
-
-fn image_key_of(digest: Digest, dtype: DType) -> String {
-    format!("images/v{}/{digest}.{}", model::image::IMAGE_VERSION, dtype.name())
 }
 
 fn find<'a>(files: &'a [UploadFile], name: &str) -> Result<&'a [u8], StoreError> {
     if let Some(file) = files.iter().find(|file| file.name == name) {
         return Ok(&file.bytes);
     }
-    let pickle = files.iter().find(|file| file.name.ends_with(".bin") || file.name.ends_with(".pt"));
-    if let (WEIGHTS, Some(pickle)) = (name, pickle) {
-        return Err(refused(format!(
-            "{} is a pickle, which can run code when it is read; save the adapter with save_pretrained(..., safe_serialization=True).",
-            pickle.name
-        )));
+    let has = |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.name.ends_with(end)));
+    let other_kinds: [(&[&str], &str); 3] = [
+        (
+            &["pytorch_lora_weights.safetensors"],
+            "is a LoRA of an image model; adapters of language models are what is served",
+        ),
+        (&["adapters.safetensors"], "is in MLX's form, which is not served yet; convert it to PEFT's"),
+        (
+            &[".bin", ".pt", ".pth"],
+            "is a pickle, which can run code when it is read; save the adapter with save_pretrained(..., safe_serialization=True)",
+        ),
+    ];
+    for (ends, reason) in other_kinds {
+        if let Some(file) = has(ends) {
+            return Err(refused(format!("{} {reason}.", file.name)));
+        }
     }
     Err(refused(format!("{name} is missing; an adapter has {CONFIG} and {WEIGHTS}.")))
 }
 
-/// Whether what the configuration calls its base is this one: ids, or a path or organisation before the same name.
-fn names(named: &str, id: &str) -> bool {
-    let last = |path: &str| path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_lowercase();
-    named == id || last(named) == last(id)
+/// Lets [`CHECKS_AT_ONCE`] in; the others wait their turn.
+#[derive(Default)]
+struct Gate {
+    inside: Mutex<usize>,
+    left: Condvar,
 }
 
-/// Tokens beyond the base's vocabulary would need rows of the embedding that are not there.
-fn refuse_other_vocabulary(files: &[UploadFile], base: &Base) -> Result<(), StoreError> {
-    let Some(file) = files.iter().find(|file| file.name == "added_tokens.json") else { return Ok(()) };
-    let tokens: HashMap<String, u64> = serde_json::from_slice(&file.bytes).unwrap_or_default();
-    match tokens.iter().find(|(_, id)| **id >= base.shape.vocabulary as u64) {
-        Some((token, id)) => Err(refused(format!(
-            "added_tokens.json: token {token:?} has id {id}, outside {}'s vocabulary of {}; added tokens are not served yet.",
-            base.id, base.shape.vocabulary
-        ))),
-        None => Ok(()),
+struct Turn<'a>(&'a Gate);
+
+impl Gate {
+    fn enter(&self) -> Turn<'_> {
+        let inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = |inside: &mut usize| *inside >= CHECKS_AT_ONCE;
+        *self.left.wait_while(inside, full).unwrap_or_else(PoisonError::into_inner) += 1;
+        Turn(self)
     }
 }
 
-fn chat_template(files: &[UploadFile]) -> Result<Option<String>, StoreError> {
-    let Some(file) = files.iter().find(|file| file.name == "chat_template.jinja") else { return Ok(None) };
-    if file.bytes.len() > TEMPLATE_BYTES {
-        return Err(StoreError::TooLarge(format!("chat_template.jinja is over {TEMPLATE_BYTES} bytes.")));
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.inside.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.left.notify_one();
     }
-    let text = std::str::from_utf8(&file.bytes).map_err(|_| refused("chat_template.jinja is not text."))?;
-    Ok(Some(text.to_owned()))
-}
-
-/// SHA-256 over the base, every module's path, rank and f32 weights (scale folded in) in order, and the chat template: the
-/// same adapter, however its file was written.
-fn identity(base: &str, pairs: &BTreeMap<tensors::Module, model::LoraPair>, template: Option<&str>) -> Digest {
-    use sha2::{Digest as _, Sha256};
-    let mut hash = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    part(base.as_bytes());
-    for ((layer, linear), pair) in pairs {
-        part(format!("{layer}.{}.{}", linear.path(), pair.rank).as_bytes());
-        for numbers in [&pair.a, &pair.b] {
-            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-            part(&bytes);
-        }
-    }
-    part(template.unwrap_or_default().as_bytes());
-    Digest::from_bytes(hash.finalize().into())
 }

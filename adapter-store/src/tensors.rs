@@ -49,15 +49,31 @@ struct Place {
     path: String,
 }
 
-/// Reads `file` (safetensors) for `target`. All checks of shapes come before any weight is read.
+/// Where every tensor of a file belongs. Shapes and names are checked, no weight is read yet.
+pub struct Plan<'a> {
+    pairs: BTreeMap<Module, PlannedPair<'a>>,
+    tensors: usize,
+}
+
+struct PlannedPair<'a> {
+    a: (Place, TensorView<'a>),
+    b: (Place, TensorView<'a>),
+}
+
+/// Reads `file` (safetensors) for `target`.
 pub fn bind(file: &[u8], config: &PeftConfig, target: Target<'_>) -> Result<Bound, StoreError> {
+    plan(file, config, target)?.read(config)
+}
+
+/// Binds every tensor to a linear of `target`, from the file's header alone.
+pub fn plan<'a>(file: &'a [u8], config: &PeftConfig, target: Target<'_>) -> Result<Plan<'a>, StoreError> {
     let tensors = open(file)?;
-    let mut halves: BTreeMap<Module, [Option<(Place, TensorView<'_>)>; 2]> = BTreeMap::new();
-    let mut names: Vec<&str> = tensors.names();
-    names.sort_unstable();
-    for name in &names {
-        let view = tensors.tensor(name).map_err(|e| refused(format!("{name}: {e}.")))?;
-        let place = place(name, target)?;
+    let mut halves: BTreeMap<Module, [Option<(Place, TensorView<'a>)>; 2]> = BTreeMap::new();
+    let mut views = tensors.tensors();
+    views.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    let count = views.len();
+    for (name, view) in views {
+        let place = place(&name, target)?;
         check_shape(&place, &view, config, target)?;
         let slot = &mut halves.entry(place.module).or_default()[usize::from(place.half == Half::B)];
         if slot.is_some() {
@@ -68,21 +84,35 @@ pub fn bind(file: &[u8], config: &PeftConfig, target: Target<'_>) -> Result<Boun
     if halves.is_empty() {
         return Err(refused("adapter_model.safetensors holds no tensors."));
     }
-    let mut bound = Bound { pairs: BTreeMap::new(), tensors: names.len(), rank_max: 0, warnings: Vec::new() };
-    for (module, pair) in halves {
-        let (a, b) = match pair {
-            [Some(a), Some(b)] => (a, b),
-            [Some((place, _)), None] | [None, Some((place, _))] => {
-                let missing = if place.half == Half::A { "lora_B" } else { "lora_A" };
-                return Err(refused(format!("{} has no {missing}.", short_module(module))));
-            }
-            [None, None] => continue,
-        };
-        let pair = read_pair(a, b, config, &mut bound)?;
-        bound.pairs.insert(module, pair);
+    let paired = |(module, pair): (Module, [Option<(Place, TensorView<'a>)>; 2])| match pair {
+        [Some(a), Some(b)] => Ok((module, PlannedPair { a, b })),
+        [a, _] => {
+            let (has, missing) = if a.is_some() { ("lora_A", "lora_B") } else { ("lora_B", "lora_A") };
+            Err(refused(format!("{} has {has} and no {missing}.", short_module(module))))
+        }
+    };
+    Ok(Plan { pairs: halves.into_iter().map(paired).collect::<Result<_, _>>()?, tensors: count })
+}
+
+impl Plan<'_> {
+    /// Reads the weights and folds the scale into B.
+    pub fn read(self, config: &PeftConfig) -> Result<Bound, StoreError> {
+        let warnings = config.disagreements(self.pairs.iter().map(|(module, pair)| (pair.a.0.path.as_str(), module.0)));
+        let mut bound = Bound { pairs: BTreeMap::new(), tensors: self.tensors, rank_max: 0, warnings };
+        for (module, PlannedPair { a, b }) in self.pairs {
+            let pair = read_pair(&a, &b, config)?;
+            bound.rank_max = bound.rank_max.max(pair.rank);
+            bound.pairs.insert(module, pair);
+        }
+        let silent = bound.pairs.values().filter(|pair| pair.b.iter().all(|&value| value == 0.0)).count();
+        if silent == bound.pairs.len() {
+            bound.warnings.push("every lora_B is zero: this adapter has no effect".into());
+        } else if silent > 0 {
+            let all = bound.pairs.len();
+            bound.warnings.push(format!("lora_B is zero in {silent} of {all} modules: they have no effect"));
+        }
+        Ok(bound)
     }
-    warn(&mut bound, config);
-    Ok(bound)
 }
 
 fn open(file: &[u8]) -> Result<SafeTensors<'_>, StoreError> {
@@ -211,22 +241,18 @@ fn check_shape(
 }
 
 fn read_pair(
-    (a_place, a): (Place, TensorView<'_>),
-    (b_place, b): (Place, TensorView<'_>),
+    (a_place, a): &(Place, TensorView<'_>),
+    (b_place, b): &(Place, TensorView<'_>),
     config: &PeftConfig,
-    bound: &mut Bound,
 ) -> Result<LoraPair, StoreError> {
-    let rank = a.shape()[0];
-    bound.rank_max = bound.rank_max.max(rank);
     let scale = config.scale(&a_place.path);
-    let a = numbers(&a_place, &a)?;
-    let raw = numbers(&b_place, &b)?;
+    let mut folded = numbers(b_place, b)?;
     // Folded in f64, so that the only rounding is the last.
-    let b: Vec<f32> = raw.iter().map(|&value| (f64::from(value) * scale) as f32).collect();
-    if b.iter().any(|value| !value.is_finite()) {
-        return Err(refused(format!("{} overflows when its scale {scale} is applied.", short(&b_place))));
+    folded.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
+    if folded.iter().any(|value| !value.is_finite()) {
+        return Err(refused(format!("{} overflows when its scale {scale} is applied.", short(b_place))));
     }
-    Ok(LoraPair { rank, a, b })
+    Ok(LoraPair { rank: a.shape()[0], a: numbers(a_place, a)?, b: folded })
 }
 
 fn numbers(place: &Place, view: &TensorView<'_>) -> Result<Vec<f32>, StoreError> {
@@ -239,27 +265,5 @@ fn numbers(place: &Place, view: &TensorView<'_>) -> Result<Vec<f32>, StoreError>
     match values.iter().position(|value| !value.is_finite()) {
         Some(index) => Err(refused(format!("{} holds {} at index {index}.", short(place), values[index]))),
         None => Ok(values),
-    }
-}
-
-fn warn(bound: &mut Bound, config: &PeftConfig) {
-    let silent = bound.pairs.values().filter(|pair| pair.b.iter().all(|&value| value == 0.0)).count();
-    if silent == bound.pairs.len() {
-        bound.warnings.push("every lora_B is zero: this adapter has no effect".into());
-    } else if silent > 0 {
-        bound
-            .warnings
-            .push(format!("lora_B is zero in {silent} of {} modules: they have no effect", bound.pairs.len()));
-    }
-    let Some(targets) = &config.targets else { return };
-    let has = |target: &String| {
-        bound.pairs.keys().any(|(_, linear)| {
-            let path = linear.path();
-            path == target || path.ends_with(&format!(".{target}")) || target.ends_with(path)
-        })
-    };
-    let missing: Vec<&str> = targets.iter().filter(|target| !has(target)).map(String::as_str).collect();
-    if !missing.is_empty() {
-        bound.warnings.push(format!("target_modules names {}, which no tensor is for", missing.join(", ")));
     }
 }

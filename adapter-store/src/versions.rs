@@ -1,12 +1,12 @@
-//! Names, versions and aliases: the rows that lead to an adapter's files.
+//! What is stored, as it is read: versions, aliases, files.
 
-use platform::units::now_ms;
 use platform::{AccountName, AdapterName, Digest};
-use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{Row, sqlite::SqliteRow};
 
 use crate::StoreError;
-use crate::reference::{DEFAULT_ALIAS, Selector, check_alias};
-use crate::store::{AdapterStore, Canary, Checked, Report};
+use crate::reference::{DEFAULT_ALIAS, Selector};
+use crate::store::{AdapterStore, Report};
+use crate::upload::UploadFile;
 
 /// One version of an adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,45 +25,20 @@ pub struct Version {
 pub struct Alias {
     pub alias: String,
     pub version: u32,
+    /// False only for a `default` that still follows the newest version.
+    pub pinned: bool,
 }
 
 const SELECT: &str = "SELECT v.account, v.name, v.version, a.base, v.digest, v.report, v.created_ms \
      FROM adapter_versions v JOIN adapters a ON a.account = v.account AND a.name = v.name";
 
 impl AdapterStore {
-    /// Stores an upload and gives it a version: durable when this returns. The same adapter again is the same version.
-    pub async fn publish(
+    pub(crate) async fn version(
         &self,
-        checked: &Checked,
-        canary: Option<Canary>,
-        alias: Option<&str>,
+        account: &AccountName,
+        name: &AdapterName,
+        version: u32,
     ) -> Result<Version, StoreError> {
-        alias.map(check_alias).transpose()?;
-        let _writing = self.writing.lock().await;
-        self.store_files(checked).await?;
-        let report = Report { canary, ..checked.report.clone() };
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
-        claim_name(&mut transaction, checked).await?;
-        let version = next_version(&mut transaction, checked, &report).await?;
-        let (account, name) = (checked.account.as_str(), checked.name.as_str());
-        sqlx::query(
-            "INSERT INTO adapter_aliases (account, name, alias, version, pinned) VALUES ($1, $2, $3, $4, FALSE) \
-             ON CONFLICT (account, name, alias) DO UPDATE SET version = excluded.version WHERE NOT adapter_aliases.pinned",
-        )
-        .bind(account)
-        .bind(name)
-        .bind(DEFAULT_ALIAS)
-        .bind(i64::from(version))
-        .execute(&mut *transaction)
-        .await?;
-        if let Some(alias) = alias {
-            point(&mut transaction, (account, name), alias, version).await?;
-        }
-        transaction.commit().await?;
-        self.version(&checked.account, &checked.name, version).await
-    }
-
-    async fn version(&self, account: &AccountName, name: &AdapterName, version: u32) -> Result<Version, StoreError> {
         let found = self.resolve(account, name, &Selector::Version(version)).await?;
         found.ok_or_else(|| missing_version(account, name, version))
     }
@@ -113,191 +88,94 @@ impl AdapterStore {
         rows.iter().map(version_of).collect()
     }
 
+    /// A version with this digest: all of them answer the same.
+    pub(crate) async fn any_version_of(&self, digest: Digest) -> Result<Version, StoreError> {
+        let sql = format!("{SELECT} WHERE v.digest = $1 LIMIT 1");
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(digest.to_string());
+        let row = query.fetch_optional(self.db.pool()).await?;
+        row.map(|row| version_of(&row)).transpose()?.ok_or(StoreError::Gone(digest))
+    }
+
     pub async fn aliases(&self, account: &AccountName, name: &AdapterName) -> Result<Vec<Alias>, StoreError> {
-        let rows =
-            sqlx::query("SELECT alias, version FROM adapter_aliases WHERE account = $1 AND name = $2 ORDER BY alias")
-                .bind(account.as_str())
-                .bind(name.as_str())
-                .fetch_all(self.db.pool())
-                .await?;
-        let alias = |row: &SqliteRow| Ok(Alias { alias: row.try_get("alias")?, version: number(row, "version")? });
+        let rows = sqlx::query(
+            "SELECT alias, version, pinned FROM adapter_aliases WHERE account = $1 AND name = $2 ORDER BY alias",
+        )
+        .bind(account.as_str())
+        .bind(name.as_str())
+        .fetch_all(self.db.pool())
+        .await?;
+        let alias = |row: &SqliteRow| {
+            Ok(Alias { alias: row.try_get("alias")?, version: number(row, "version")?, pinned: row.try_get("pinned")? })
+        };
         rows.iter().map(alias).collect()
     }
 
-    /// Points an alias at a version, where it stays: also `default` no longer follows the newest.
-    pub async fn set_alias(
-        &self,
-        account: &AccountName,
-        name: &AdapterName,
-        alias: &str,
-        version: u32,
-    ) -> Result<Version, StoreError> {
-        check_alias(alias)?;
-        let found = self.version(account, name, version).await?;
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
-        point(&mut transaction, (account.as_str(), name.as_str()), alias, version).await?;
-        transaction.commit().await?;
-        Ok(found)
-    }
-
-    /// Removes an adapter with all its versions. Returns the digests that no adapter has any more.
-    pub async fn delete(&self, account: &AccountName, name: &AdapterName) -> Result<Vec<Digest>, StoreError> {
-        let _writing = self.writing.lock().await;
-        let digests: Vec<Digest> =
-            self.versions(account, name).await?.into_iter().map(|version| version.digest).collect();
-        sqlx::query("DELETE FROM adapters WHERE account = $1 AND name = $2")
-            .bind(account.as_str())
-            .bind(name.as_str())
-            .execute(self.db.pool())
+    /// An adapter's own chat template.
+    pub async fn chat_template(&self, digest: Digest) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT chat_template FROM adapter_versions WHERE digest = $1 LIMIT 1")
+            .bind(digest.to_string())
+            .fetch_optional(self.db.pool())
             .await?;
-        self.collect(digests).await
+        Ok(row.ok_or(StoreError::Gone(digest))?.try_get("chat_template")?)
     }
 
-    /// Removes one version; not while an alias leads to it.
-    pub async fn delete_version(
-        &self,
-        account: &AccountName,
-        name: &AdapterName,
-        version: u32,
-    ) -> Result<Vec<Digest>, StoreError> {
-        let _writing = self.writing.lock().await;
-        let found = self.version(account, name, version).await?;
-        let aliases = self.aliases(account, name).await?;
-        let leading: Vec<String> =
-            aliases.into_iter().filter(|alias| alias.version == version).map(|alias| alias.alias).collect();
-        if !leading.is_empty() {
-            return Err(StoreError::InUse { version, aliases: leading.join(", ") });
-        }
-        sqlx::query("DELETE FROM adapter_versions WHERE account = $1 AND name = $2 AND version = $3")
-            .bind(account.as_str())
-            .bind(name.as_str())
-            .bind(i64::from(version))
-            .execute(self.db.pool())
-            .await?;
-        self.collect(vec![found.digest]).await
-    }
-
-    /// Removes the files of digests that no version has.
-    async fn collect(&self, digests: Vec<Digest>) -> Result<Vec<Digest>, StoreError> {
-        let mut gone = Vec::new();
-        for digest in digests {
-            let used = sqlx::query("SELECT 1 FROM adapter_versions WHERE digest = $1 LIMIT 1")
-                .bind(digest.to_string())
-                .fetch_optional(self.db.pool())
-                .await?;
-            if used.is_none() {
-                self.remove_files(digest).await?;
-                gone.push(digest);
-            }
-        }
-        Ok(gone)
-    }
-}
-
-type Tx = Transaction<'static, Sqlite>;
-
-/// The name is the adapter's for good, and so is its base.
-async fn claim_name(transaction: &mut Tx, checked: &Checked) -> Result<(), StoreError> {
-    let (account, name) = (checked.account.as_str(), checked.name.as_str());
-    sqlx::query(
-        "INSERT INTO adapters (account, name, base, created_ms) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(&checked.base)
-    .bind(now_ms())
-    .execute(&mut **transaction)
-    .await?;
-    let was: String = sqlx::query("SELECT base FROM adapters WHERE account = $1 AND name = $2")
-        .bind(account)
-        .bind(name)
-        .fetch_one(&mut **transaction)
-        .await?
-        .try_get("base")?;
-    if was == checked.base {
-        return Ok(());
-    }
-    Err(StoreError::OtherBase { account: account.into(), name: name.into(), was, base: checked.base.clone() })
-}
-
-async fn next_version(transaction: &mut Tx, checked: &Checked, report: &Report) -> Result<u32, StoreError> {
-    let (account, name) = (checked.account.as_str(), checked.name.as_str());
-    let known = sqlx::query("SELECT version FROM adapter_versions WHERE account = $1 AND name = $2 AND digest = $3")
-        .bind(account)
-        .bind(name)
-        .bind(checked.digest.to_string())
-        .fetch_optional(&mut **transaction)
+    /// A version's files exactly as they were uploaded, by name.
+    pub async fn files(&self, version: &Version) -> Result<Vec<UploadFile>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT file, digest FROM adapter_files WHERE account = $1 AND name = $2 AND version = $3 ORDER BY file",
+        )
+        .bind(version.account.as_str())
+        .bind(version.name.as_str())
+        .bind(i64::from(version.version))
+        .fetch_all(self.db.pool())
         .await?;
-    if let Some(row) = known {
-        return number(&row, "version");
+        let mut files = Vec::new();
+        for row in rows {
+            let (name, digest): (String, Digest) = (row.try_get("file")?, digest_of(&row)?);
+            let bytes = self.blobs.get(&file_key(digest)).await?;
+            if Digest::of(&bytes) != digest {
+                return Err(StoreError::Unreadable(version.digest, format!("{name} is not what was uploaded")));
+            }
+            files.push(UploadFile { name, bytes });
+        }
+        Ok(files)
     }
-    let last = sqlx::query(
-        "SELECT COALESCE(MAX(version), 0) AS version FROM adapter_versions WHERE account = $1 AND name = $2",
-    )
-    .bind(account)
-    .bind(name)
-    .fetch_one(&mut **transaction)
-    .await?;
-    let version = number(&last, "version")? + 1;
-    sqlx::query(
-        "INSERT INTO adapter_versions (account, name, version, digest, bytes, rank, tensors, report, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(i64::from(version))
-    .bind(checked.digest.to_string())
-    .bind(report.bytes as i64)
-    .bind(report.rank as i64)
-    .bind(report.tensors as i64)
-    .bind(serde_json::to_string(report).expect("a report is plain data"))
-    .bind(now_ms())
-    .execute(&mut **transaction)
-    .await?;
-    Ok(version)
 }
 
-async fn point(
-    transaction: &mut Tx,
-    (account, name): (&str, &str),
-    alias: &str,
-    version: u32,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO adapter_aliases (account, name, alias, version, pinned) VALUES ($1, $2, $3, $4, TRUE) \
-         ON CONFLICT (account, name, alias) DO UPDATE SET version = excluded.version, pinned = TRUE",
-    )
-    .bind(account)
-    .bind(name)
-    .bind(alias)
-    .bind(i64::from(version))
-    .execute(&mut **transaction)
-    .await?;
-    Ok(())
+/// Where a file's bytes lie: equal files of different adapters lie there once.
+pub fn file_key(digest: Digest) -> String {
+    format!("files/{digest}")
 }
 
-fn missing(account: &AccountName, name: &AdapterName) -> StoreError {
+pub fn missing(account: &AccountName, name: &AdapterName) -> StoreError {
     StoreError::Missing { account: account.to_string(), name: name.to_string() }
 }
 
-fn missing_version(account: &AccountName, name: &AdapterName, version: u32) -> StoreError {
+pub fn missing_version(account: &AccountName, name: &AdapterName, version: u32) -> StoreError {
     StoreError::MissingVersion { account: account.to_string(), name: name.to_string(), version }
 }
 
-fn number(row: &SqliteRow, column: &str) -> Result<u32, StoreError> {
+pub fn number(row: &SqliteRow, column: &str) -> Result<u32, StoreError> {
     let number: i64 = row.try_get(column)?;
-    Ok(u32::try_from(number).unwrap_or(0))
+    Ok(u32::try_from(number).map_err(|_| odd(column))?)
+}
+
+pub fn digest_of(row: &SqliteRow) -> Result<Digest, StoreError> {
+    Ok(row.try_get::<String, _>("digest")?.parse().map_err(|_| odd("digest"))?)
+}
+
+fn odd(column: &str) -> sqlx::Error {
+    sqlx::Error::Decode(format!("the stored {column} is not what was written").into())
 }
 
 fn version_of(row: &SqliteRow) -> Result<Version, StoreError> {
     let text = |column: &str| row.try_get::<String, _>(column);
-    let odd = |what: &str| sqlx::Error::Decode(format!("adapter_versions.{what} is not what was written").into());
     Ok(Version {
         account: text("account")?.parse().map_err(|_| odd("account"))?,
         name: text("name")?.parse().map_err(|_| odd("name"))?,
         version: number(row, "version")?,
         base: text("base")?,
-        digest: text("digest")?.parse().map_err(|_| odd("digest"))?,
+        digest: digest_of(row)?,
         report: serde_json::from_str(&text("report")?).map_err(|_| odd("report"))?,
         created_ms: row.try_get("created_ms")?,
     })

@@ -102,9 +102,14 @@ impl From<StoreError> for ApiError {
             StoreError::Refused(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, message),
             StoreError::TooLarge(_) => Self::new(StatusCode::PAYLOAD_TOO_LARGE, message),
             StoreError::Alias(_) => Self::param("alias", message),
-            StoreError::Missing { .. } | StoreError::MissingVersion { .. } => Self::not_found(message),
-            StoreError::InUse { .. } | StoreError::OtherBase { .. } => Self::new(StatusCode::CONFLICT, message),
-            StoreError::Db(_) | StoreError::Blob(_) | StoreError::Corrupt(..) => Self::internal(message),
+            StoreError::Missing { .. } | StoreError::MissingVersion { .. } | StoreError::MissingAlias { .. } => {
+                Self::not_found(message)
+            }
+            StoreError::InUse { .. } | StoreError::OnlyVersion { .. } | StoreError::OtherBase { .. } => {
+                Self::new(StatusCode::CONFLICT, message)
+            }
+            StoreError::Gone(_) => Self::not_found(message).with_code("model_not_found"),
+            StoreError::Db(_) | StoreError::Blob(_) | StoreError::Unreadable(..) => Self::internal(message),
         }
     }
 }

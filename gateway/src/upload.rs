@@ -35,7 +35,7 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
     let upload = Upload { account: push.account, name: push.name, base: push.base, files: push.files };
     let store = platform.store.clone();
     let checked = tokio::task::spawn_blocking(move || store.check(upload)).await.map_err(ApiError::internal)??;
-    platform.store.stage(&checked);
+    let _staged = platform.store.stage(&checked);
     let tried = canary(platform, &checked).await;
     let published = match tried {
         Ok(canary) => {
@@ -48,7 +48,6 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
         Err(error) => Err(error),
     };
     if published.is_err() {
-        platform.store.unstage(checked.digest);
         platform.engine.forget(checked.digest);
     }
     published

@@ -204,7 +204,7 @@ pub async fn show(
     let (account, name) = path.own(&caller)?;
     let versions = platform.store.versions(&account, &name).await?;
     let aliases: Vec<Value> = (platform.store.aliases(&account, &name).await?.into_iter())
-        .map(|alias| json!({ "alias": alias.alias, "version": alias.version }))
+        .map(|alias| json!({ "alias": alias.alias, "version": alias.version, "pinned": alias.pinned }))
         .collect();
     let default = platform.store.resolve(&account, &name, &Selector::Default).await?;
     let mut body = default.or_else(|| versions.first().cloned()).as_ref().map(shown).unwrap_or_default();
@@ -236,6 +236,19 @@ pub async fn set_alias(
     let version = version.ok_or_else(|| ApiError::param("version", "version is missing"))? as u32;
     let moved = platform.store.set_alias(&account, &name, &alias, version).await?;
     Ok(HttpResponse::Ok().json(json!({ "object": "adapter.alias", "alias": alias, "version": moved.version, "id": format!("{account}/{name}@{alias}") })))
+}
+
+/// Takes an alias away; `default` follows the newest version again.
+pub async fn remove_alias(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    path: web::Path<(String, String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    let (account, name, alias) = path.into_inner();
+    let (account, name) = Path { account, name }.own(&caller)?;
+    platform.store.remove_alias(&account, &name, &alias).await?;
+    let id = format!("{account}/{name}@{alias}");
+    Ok(HttpResponse::Ok().json(json!({ "object": "adapter.alias", "alias": alias, "id": id, "deleted": true })))
 }
 
 pub async fn delete(
@@ -278,7 +291,7 @@ pub async fn download(
     let selector = which.version.map_or(Selector::Default, Selector::Version);
     let version = platform.store.resolve(&account, &name, &selector).await?;
     let version = version.ok_or_else(|| ApiError::not_found(format!("adapter {account}/{name} does not exist")))?;
-    let files = platform.store.files(version.digest).await?;
+    let files = platform.store.files(&version).await?;
     let archive = web::block(move || archive(files)).await.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
     let file = format!("attachment; filename=\"{}-{}.tar\"", version.name, version.version);
     Ok(HttpResponse::Ok().content_type("application/x-tar").insert_header(("content-disposition", file)).body(archive))

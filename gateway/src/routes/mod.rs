@@ -34,6 +34,7 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/adapters/{account}/{name}/versions", web::get().to(adapters::versions))
         .route("/v1/adapters/{account}/{name}/versions/{version}", web::delete().to(adapters::delete_version))
         .route("/v1/adapters/{account}/{name}/aliases/{alias}", web::put().to(adapters::set_alias))
+        .route("/v1/adapters/{account}/{name}/aliases/{alias}", web::delete().to(adapters::remove_alias))
         .route("/v1/adapters/{account}/{name}/download", web::get().to(adapters::download))
         // The account
         .route("/v1/account", web::get().to(account::show))
