@@ -60,6 +60,9 @@ def test_versions_aliases_and_promotion(http, client):
     assert answer(client, "moving") == first
     assert upload(http, "moving", lora.adapter(3)).json()["version"] == 3
     assert answer(client, "moving") == first, "a pinned name does not follow the newest version"
+    assert http.delete("/v1/adapters/local/moving/aliases/default").is_success
+    assert answer(client, "moving") == answer(client, "moving@3"), "a name that was unpinned follows the newest version"
+    assert http.delete("/v1/adapters/local/moving/versions/2").status_code == 409, "an alias leads to it"
     versions = http.get("/v1/adapters/local/moving/versions").json()["data"]
     assert sorted(version["version"] for version in versions) == [1, 2, 3]
 

@@ -95,7 +95,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         return Ok(());
     }
     let folder = path.parent().unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder)?;
+    create_folders(folder)?;
     let mut random = [0u8; 8];
     getrandom::fill(&mut random).map_err(std::io::Error::other)?;
     let temporary = folder.join(format!(".{:016x}.part", u64::from_be_bytes(random)));
@@ -103,10 +103,63 @@ fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        std::fs::File::open(folder)?.sync_all()
+        sync_folder(folder)
     });
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+/// Creates `folder` and what is missing above it. A new folder survives a power cut once its parent is synced too.
+fn create_folders(folder: &Path) -> std::io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    create_folders(parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_folder(parent),
+    }
+}
+
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn in_folder(name: &str) -> (Blobs, PathBuf) {
+        let folder = std::env::temp_dir().join(format!("myriad-blobs-{}-{name}", std::process::id()));
+        (Blobs::open(&format!("file:{}", folder.display())).await.unwrap(), folder)
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_what_was_put_first_until_it_is_deleted() {
+        let (blobs, folder) = in_folder("kept").await;
+        assert!(matches!(blobs.get("a/b/c").await, Err(BlobError::Missing { .. })));
+        blobs.put("a/b/c", Bytes::from_static(b"one")).await.unwrap();
+        blobs.put("a/b/c", Bytes::from_static(b"two")).await.unwrap();
+        assert_eq!(blobs.get("a/b/c").await.unwrap(), "one");
+        let left: Vec<_> = std::fs::read_dir(folder.join("a/b")).unwrap().collect();
+        assert_eq!(left.len(), 1, "a temporary file stayed");
+        blobs.delete("a/b/c").await.unwrap();
+        blobs.delete("a/b/c").await.unwrap();
+        assert!(!blobs.exists("a/b/c").await.unwrap());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_cannot_leave_the_folder_or_meet_a_temporary_file() {
+        let (blobs, folder) = in_folder("keys").await;
+        for key in
+            ["", "/a", "a/", "a//b", "..", "a/../b", ".part", "a/.hidden", "a b", "a\0", "a\\b", &"a".repeat(600)]
+        {
+            assert!(matches!(blobs.get(key).await, Err(BlobError::Key { .. })), "{key:?} was taken");
+        }
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }
