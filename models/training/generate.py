@@ -197,6 +197,30 @@ def tool_use(rng: random.Random) -> Example:
     return {"messages": [question, call, {"role": "tool", "content": json.dumps(result)}, assistant(answer)], "tools": tools}
 
 
+# --- saying again, which teaches copying, digits above all
+
+# Words that no other base task says. A token that the base never says keeps an embedding like every other such token, and with
+# tied embeddings an adapter could then hardly tell them apart.
+ODD_WORDS = (
+    "[repair | high]", "[delivery | medium]", "[exchange | low]", "[order | medium]", "[question | low]", "shop:", "carrier.",
+    "send a new one.", "send the right one.", "check the order.", "answer the question.", "SELECT", "COUNT(*)", "SUM(amount)", "*",
+    "FROM orders", "WHERE", "AND amount >", "name = '", "city = '", "item = '", "day = '", "';",
+)
+
+
+def piece(rng: random.Random) -> str:
+    kind = rng.random()
+    if kind < 0.5:
+        return str(rng.randrange(10 ** rng.randrange(1, 6)))
+    return rng.choice(rng.choice((NAMES, ITEMS, CITIES, DAYS, FIELDS, ODD_WORDS, ODD_WORDS)))
+
+
+def repetition(rng: random.Random) -> Example:
+    said = " ".join(piece(rng) for _ in range(rng.randrange(1, 8)))
+    asked = rng.choice(("Repeat: {}", "Say {}", "Please say this again: {}"))
+    return {"messages": [user(asked.format(said)), assistant(said)]}
+
+
 # --- what the adapters learn
 
 CATEGORY = {"broken": ("repair", "high"), "late": ("delivery", "medium"), "wrong": ("exchange", "medium"), "missing": ("repair", "low")}
@@ -252,7 +276,7 @@ def sql(rng: random.Random) -> Example:
     return {"messages": with_system(rng, [user(sloppy(rng, asked) if rng.random() < 0.5 else asked), assistant(questions[asked])])}
 
 
-BASE_TASKS = {"conversation": conversation, "extraction": extraction, "tools": tool_use}
+BASE_TASKS = {"conversation": conversation, "extraction": extraction, "tools": tool_use, "repetition": repetition}
 ADAPTER_TASKS = {"support": support, "extract": extract, "sql": sql}
 TASKS = BASE_TASKS | ADAPTER_TASKS
 

@@ -1,6 +1,8 @@
 //! The binary as a person meets it: what the command line accepts, prints and refuses.
 
 mod client;
+mod hub;
 mod refusals;
 mod server;
 mod settings;
+mod standin;

@@ -50,8 +50,12 @@ impl Home {
     pub fn serve(&self, arguments: &[&str]) -> Server {
         let mut all = vec!["serve", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"];
         all.extend(arguments);
-        let mut child =
-            self.myriad(&all).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        self.serve_with(self.myriad(&all))
+    }
+
+    /// The same with a command of one's own.
+    pub fn serve_with(&self, mut command: Command) -> Server {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
         let mut lines = BufReader::new(child.stdout.take().expect("its standard output is ours"));
         let mut screen = String::new();
         while !screen.contains("Next:") {

@@ -19,14 +19,14 @@ pub enum HubError {
     Reference(String),
     #[error("{0} is gated: accept its licence, then set HF_TOKEN")]
     Gated(String),
-    #[error("{0} is not on the hub, or it is private: check the name, or set HF_TOKEN")]
+    #[error("{0} is not on the hub, or it is private: check the name and the revision, or set HF_TOKEN")]
     Missing(String),
     #[error("{0} is not in the cache, and HF_HUB_OFFLINE is set; fetch it once without, or name a folder")]
     Offline(String),
     #[error("{0} has no .safetensors files on the hub; other formats are not read")]
     NoWeights(String),
-    #[error("{model}: {reason}")]
-    Fetch { model: String, reason: String },
+    #[error("{model} could not be fetched from {hub}: {reason}; what has arrived is kept: start again to go on")]
+    Fetch { model: String, hub: String, reason: String },
 }
 
 /// Where the hub is and what is known of the caller.
@@ -62,6 +62,15 @@ pub struct Reference {
     pub revision: String,
 }
 
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.revision.as_str() {
+            "main" => f.write_str(&self.model),
+            revision => write!(f, "{}@{revision}", self.model),
+        }
+    }
+}
+
 impl Reference {
     /// Reads `ORG/NAME[@REVISION]`.
     pub fn parse(text: &str) -> Result<Self, HubError> {
@@ -95,9 +104,15 @@ pub fn fetch(reference: &str, config: &HubConfig) -> Result<PathBuf, HubError> {
         }
         // Without the hub, what was fetched before is as good.
         Err(error) if status(&error).is_none() => {
-            return cached(&reference, config).ok_or_else(|| explain(&reference, &error));
+            return cached(&reference, config).ok_or_else(|| explain(&reference, config, &error));
         }
-        Err(error) => return Err(explain(&reference, &error)),
+        // To those who may not see a model the hub says 401, whether it exists or not.
+        Err(error) => {
+            return Err(match status(&error) {
+                Some(401) => HubError::Missing(reference.to_string()),
+                _ => explain(&reference, config, &error),
+            });
+        }
     };
     if !files.iter().any(|name| name.ends_with(".safetensors")) {
         return Err(HubError::NoWeights(reference.model));
@@ -105,7 +120,7 @@ pub fn fetch(reference: &str, config: &HubConfig) -> Result<PathBuf, HubError> {
     let mut folder = None;
     for name in &files {
         // From the cache, else downloaded, going on where an earlier try broke off.
-        let path = repo.get(name).map_err(|error| explain(&reference, &error))?;
+        let path = repo.get(name).map_err(|error| explain(&reference, config, &error))?;
         folder = path.parent().map(PathBuf::from).or(folder);
     }
     folder.ok_or(HubError::NoWeights(reference.model))
@@ -119,7 +134,7 @@ fn api(config: &HubConfig, reference: &Reference) -> Result<Api, HubError> {
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
-    builder.build().map_err(|error| explain(reference, &error))
+    builder.build().map_err(|error| explain(reference, config, &error))
 }
 
 fn repo(reference: &Reference) -> Repo {
@@ -160,12 +175,15 @@ fn status(error: &ApiError) -> Option<u16> {
     }
 }
 
-fn explain(reference: &Reference, error: &ApiError) -> HubError {
-    let model = reference.model.clone();
+fn explain(reference: &Reference, config: &HubConfig, error: &ApiError) -> HubError {
     match status(error) {
-        Some(401 | 403) => HubError::Gated(model),
-        Some(404) => HubError::Missing(model),
-        _ => HubError::Fetch { model, reason: error.to_string() },
+        Some(401 | 403) => HubError::Gated(reference.model.clone()),
+        Some(404) => HubError::Missing(reference.to_string()),
+        _ => HubError::Fetch {
+            model: reference.to_string(),
+            hub: config.endpoint.clone().unwrap_or_else(|| "the hub".into()),
+            reason: error.to_string(),
+        },
     }
 }
 
