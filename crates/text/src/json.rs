@@ -2,20 +2,22 @@
 
 use serde_json::{Number, Value};
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Style {
+    /// Between items, and between a key and its value; Python's own where absent.
+    pub separators: Option<(String, String)>,
     pub indent: Option<usize>,
     pub sort_keys: bool,
     pub ensure_ascii: bool,
 }
 
-pub fn dumps(value: &Value, style: Style) -> String {
+pub fn dumps(value: &Value, style: &Style) -> String {
     let mut text = String::new();
     write(value, style, 0, &mut text);
     text
 }
 
-fn write(value: &Value, style: Style, depth: usize, text: &mut String) {
+fn write(value: &Value, style: &Style, depth: usize, text: &mut String) {
     match value {
         Value::Null => text.push_str("null"),
         Value::Bool(on) => text.push_str(if *on { "true" } else { "false" }),
@@ -32,7 +34,7 @@ fn write(value: &Value, style: Style, depth: usize, text: &mut String) {
             }
             list(('{', '}'), entries.into_iter(), style, depth, text, |(key, item), text| {
                 write_string(key, style, text);
-                text.push_str(": ");
+                text.push_str(style.separators.as_ref().map_or(": ", |(_, key)| key));
                 write(item, style, depth + 1, text);
             });
         }
@@ -42,7 +44,7 @@ fn write(value: &Value, style: Style, depth: usize, text: &mut String) {
 fn list<T>(
     (open, close): (char, char),
     items: impl ExactSizeIterator<Item = T>,
-    style: Style,
+    style: &Style,
     depth: usize,
     text: &mut String,
     mut one: impl FnMut(T, &mut String),
@@ -57,7 +59,8 @@ fn list<T>(
     };
     for (index, item) in items.enumerate() {
         if index > 0 {
-            text.push_str(if style.indent.is_some() { "," } else { ", " });
+            let usual = if style.indent.is_some() { "," } else { ", " };
+            text.push_str(style.separators.as_ref().map_or(usual, |(item, _)| item));
         }
         line(depth + 1, text);
         one(item, text);
@@ -66,7 +69,7 @@ fn list<T>(
     text.push(close);
 }
 
-fn write_string(string: &str, style: Style, text: &mut String) {
+fn write_string(string: &str, style: &Style, text: &mut String) {
     text.push('"');
     for character in string.chars() {
         match character {

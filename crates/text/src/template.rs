@@ -3,11 +3,14 @@
 //! A template is untrusted (an adapter can bring its own): its size, its steps and its output are bounded, and it can call
 //! nothing but what is here.
 
+use std::borrow::Cow;
 use std::io::Write;
+use std::sync::LazyLock;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind};
+use regex::Regex;
 use serde_json::{Map, Value};
 
 use crate::TextError;
@@ -74,27 +77,30 @@ fn environment(clock: Clock) -> Environment<'static> {
         let indent: Option<usize> = options.get("indent")?;
         let sort_keys: Option<bool> = options.get("sort_keys")?;
         let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
+        let separators: Option<Vec<String>> = options.get("separators")?;
         options.assert_all_used()?;
         let style = json::Style {
             indent: indent.map(|indent| indent.min(16)),
             sort_keys: sort_keys.unwrap_or(false),
             ensure_ascii: ensure_ascii.unwrap_or(false),
+            separators: separators.and_then(|both| <[String; 2]>::try_from(both).ok()).map(Into::into),
         };
         let value: Value = serde_json::to_value(&value)
             .map_err(|e| Error::new(ErrorKind::InvalidOperation, format!("not JSON: {e}")))?;
-        Ok(minijinja::Value::from_safe_string(json::dumps(&value, style)))
+        Ok(minijinja::Value::from_safe_string(json::dumps(&value, &style)))
     });
     environment
 }
 
 /// `{% generation %}` marks the assistant's part for training; when rendering a prompt it does nothing.
-fn without_generation_blocks(source: &str) -> String {
-    let mut text = source.to_owned();
-    for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
-        text = text.replace(&format!("{open} generation {close}"), &format!("{open} if true {close}"));
-        text = text.replace(&format!("{open} endgeneration {close}"), &format!("{open} endif {close}"));
-    }
-    text
+fn without_generation_blocks(source: &str) -> Cow<'_, str> {
+    static BLOCK: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is a constant")
+    });
+    BLOCK.replace_all(source, |block: &regex::Captures<'_>| {
+        let statement = if block.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &block[1], &block[3])
+    })
 }
 
 /// What the template itself said, without the engine's words around it.
@@ -125,6 +131,9 @@ impl Write for Bounded {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod golden;
 
 #[cfg(test)]
 mod tests {
