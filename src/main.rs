@@ -5,7 +5,6 @@ mod client;
 mod commands;
 mod config;
 mod credentials;
-mod folder;
 mod serve;
 
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use adapter_store::AdapterStore;
 use billing::Journal;
-use gateway::{Accounts, Metrics, Platform, ServedModel, StoreImages};
+use gateway::{Accounts, Metrics, Platform, Replies, ServedModel, StoreImages};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
 use serving_engine::{BaseModel, Engine, Limits};
@@ -96,7 +96,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         config.database.clone().unwrap_or_else(|| format!("sqlite:{}", data.join("myriad.sqlite").display()));
     let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
     let db = Db::open(&database).await?;
-    let platform = Arc::new(assemble(&config, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
+    let platform = Arc::new(assemble(&config, &account, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -207,7 +207,13 @@ fn load(config: &ServeConfig, sources: &[ModelSource], cpu: &Cpu) -> Result<Vec<
     sources.iter().map(one).collect()
 }
 
-async fn assemble(config: &ServeConfig, db: Db, blobs: Blobs, loaded: Vec<Loaded>) -> Result<Platform, ServeError> {
+async fn assemble(
+    config: &ServeConfig,
+    operator: &AccountName,
+    db: Db,
+    blobs: Blobs,
+    loaded: Vec<Loaded>,
+) -> Result<Platform, ServeError> {
     let bases = loaded.iter().map(|model| adapter_store::Base {
         id: model.id.to_string(),
         shape: model.executor.shape().clone(),
@@ -249,7 +255,9 @@ async fn assemble(config: &ServeConfig, db: Db, blobs: Blobs, loaded: Vec<Loaded
         models,
         store,
         journal,
-        accounts: Accounts::open(db).await?,
+        accounts: Accounts::open(db.clone()).await?,
+        operator: operator.clone(),
+        replies: Replies::new(db),
         metrics: Metrics::default(),
         cache_secret,
         cors: config.cors,

@@ -9,6 +9,7 @@
 mod choice;
 mod config;
 mod error;
+pub mod folder;
 mod identity;
 mod images;
 mod locks;

@@ -20,7 +20,8 @@ impl FromRequest for Caller {
     }
 }
 
-fn caller(request: &HttpRequest) -> Result<Caller, ApiError> {
+/// The owner of the key that the request carries.
+pub fn caller(request: &HttpRequest) -> Result<Caller, ApiError> {
     let refused = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key");
     let header = request.headers().get(AUTHORIZATION);
     let header = header.ok_or_else(|| refused("no API key: send Authorization: Bearer sk-myriad-..."))?;

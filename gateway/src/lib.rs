@@ -4,6 +4,7 @@ mod accounts;
 mod auth;
 mod cors;
 mod error;
+mod idempotency;
 mod life;
 mod metrics;
 mod names;
@@ -17,6 +18,7 @@ mod wire;
 
 pub use accounts::{AccountError, Accounts};
 pub use error::ApiError;
+pub use idempotency::Replies;
 pub use metrics::Metrics;
 pub use names::nearest_names;
 pub use server::{Servers, serve};

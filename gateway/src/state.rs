@@ -8,11 +8,12 @@ use billing::Journal;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AdapterImage, GenerationDefaults};
-use platform::Digest;
+use platform::{AccountName, Digest};
 use serving_engine::{AdapterImages, Engine, ImageFetchError};
 use text::Text;
 
 use crate::accounts::Accounts;
+use crate::idempotency::Replies;
 use crate::metrics::Metrics;
 
 /// A base model as the gateway serves it.
@@ -34,6 +35,9 @@ pub struct Platform {
     pub store: AdapterStore,
     pub journal: Journal,
     pub accounts: Accounts,
+    /// Who runs this server: only this account may name paths on it.
+    pub operator: AccountName,
+    pub replies: Replies,
     pub metrics: Metrics,
     /// Keys the salt of each account's prefix cache, so that accounts never share pages.
     pub cache_secret: [u8; 32],

@@ -102,8 +102,8 @@ pub async fn full_name(client: &Client, name: &str) -> Result<String, ClientErro
 }
 
 async fn upload(client: &Client, push: &Push, folder: &Path, name: &str) -> Result<(Value, f64), ClientError> {
-    let files = crate::folder::files(folder).map_err(|(path, reason)| file_error(&path, reason))?;
-    let total: u64 = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    let files = adapter_store::folder::files(folder).map_err(|e| file_error(&e.path, e.reason))?;
+    let total: u64 = files.iter().map(|file| file.bytes.len() as u64).sum();
     let bar = progress_bar(name, total);
     let mut form = Form::new();
     if let Some(alias) = &push.alias {
@@ -112,8 +112,8 @@ async fn upload(client: &Client, push: &Push, folder: &Path, name: &str) -> Resu
     if let Some(base) = &push.base {
         form = form.text("base", base.clone());
     }
-    for (file, bytes) in files {
-        form = form.part("files", streamed(bytes, &bar).file_name(file));
+    for file in files {
+        form = form.part("files", streamed(file.bytes, &bar).file_name(file.name));
     }
     let started = Instant::now();
     let path = format!("/v1/adapters/{}", full_name(client, name).await?);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use adapter_store::UploadFile;
 use gateway::{Platform, Push};
+use indicatif::{ProgressBar, ProgressStyle};
 use platform::AccountName;
 
 use super::models::ModelSource;
@@ -26,14 +27,25 @@ pub async fn import(
             push(platform, account, &adapter.name, Some(builtin::ID), files).await?;
         }
     }
-    for folder in folders {
-        for path in sub_folders(folder)? {
-            let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-            push(platform, account, &name, None, read(&path)?).await?;
-        }
+    let paths = folders.iter().map(|folder| sub_folders(folder)).collect::<Result<Vec<_>, _>>()?.concat();
+    // Drawn on a terminal only.
+    let bar = ProgressBar::new(paths.len() as u64).with_style(bar_style());
+    for path in &paths {
+        let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
+        bar.set_message(name.clone());
+        let files = adapter_store::folder::files(path).map_err(|error| ServeError::Adapters(error.to_string()))?;
+        push(platform, account, &name, None, files).await?;
+        bar.inc(1);
     }
+    bar.finish_and_clear();
     let listed = platform.store.list(account, "", LISTED).await.map_err(|e| ServeError::Adapters(e.to_string()))?;
     Ok(listed.into_iter().map(|version| version.name.to_string()).collect())
+}
+
+fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("adapters [{bar:30}] {pos}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ")
 }
 
 async fn push(
@@ -67,8 +79,4 @@ fn sub_folders(folder: &Path) -> Result<Vec<PathBuf>, ServeError> {
     Ok(found)
 }
 
-fn read(folder: &Path) -> Result<Vec<UploadFile>, ServeError> {
-    crate::folder::files(folder)
-        .map(|files| files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect())
-        .map_err(|(path, reason)| failed(&path, reason))
-}
+

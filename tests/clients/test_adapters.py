@@ -227,3 +227,18 @@ def test_the_files_come_back_as_they_were_sent(http):
     with tarfile.open(fileobj=io.BytesIO(reply.content)) as archive:
         came = {Path(member.name).name: archive.extractfile(member).read() for member in archive if member.isfile()}
     assert came == sent
+
+
+def test_vllm_names_for_push_and_delete(http, client, tmp_path):
+    folder = MODEL_FOLDER / "adapters/support"
+    load = {"lora_name": "from-disk", "lora_path": str(folder)}
+    loaded = http.post("/v1/load_lora_adapter", json=load)
+    assert loaded.status_code == 200 and "from-disk" in loaded.text and "success" in loaded.text.lower()
+    assert answer(client, "from-disk") == answer(client, "support")
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "from-disk"}).status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        answer(client, "from-disk")
+    assert http.post("/v1/unload_lora_adapter", json={"lora_name": "from-disk"}).status_code == 404
+    missing = http.post("/v1/load_lora_adapter", json=load | {"lora_path": str(tmp_path / "nothing")})
+    assert missing.status_code == 400 and missing.json()["error"]["param"] == "lora_path"
+    assert http.post("/v1/load_lora_adapter", json={"lora_path": str(folder)}).json()["error"]["param"] == "lora_name"

@@ -4,14 +4,18 @@ mod account;
 mod adapters;
 mod chat;
 mod completions;
+mod lora;
 mod models;
 mod ops;
 mod reply;
 
+use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::{HttpResponse, web};
+use actix_web::middleware::from_fn;
+use actix_web::{Error, HttpResponse, guard, web};
 
 use crate::error::ApiError;
+use crate::idempotency;
 
 /// Largest JSON body, in bytes.
 pub const JSON_BYTES: usize = 16 << 20;
@@ -21,8 +25,8 @@ pub fn api(config: &mut web::ServiceConfig) {
     config
         .configure(limits)
         // Inference
-        .route("/v1/chat/completions", web::post().to(chat::create))
-        .route("/v1/completions", web::post().to(completions::create))
+        .service(once("/v1/chat/completions").to(chat::create))
+        .service(once("/v1/completions").to(completions::create))
         .route("/v1/models", web::get().to(models::list))
         .route("/v1/models/{id:.*}", web::get().to(models::show))
         // Adapters
@@ -36,6 +40,9 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/adapters/{account}/{name}/aliases/{alias}", web::put().to(adapters::set_alias))
         .route("/v1/adapters/{account}/{name}/aliases/{alias}", web::delete().to(adapters::remove_alias))
         .route("/v1/adapters/{account}/{name}/download", web::get().to(adapters::download))
+        // vLLM's names for them, for who runs the server
+        .route("/v1/load_lora_adapter", web::post().to(lora::load))
+        .route("/v1/unload_lora_adapter", web::post().to(lora::unload))
         // The account
         .route("/v1/account", web::get().to(account::show))
         .route("/v1/account/requests", web::get().to(account::requests))
@@ -46,6 +53,11 @@ pub fn api(config: &mut web::ServiceConfig) {
         .configure(health)
         .route("/", web::get().to(ops::front_page))
         .default_service(web::to(nothing_here));
+}
+
+/// A POST that honours `Idempotency-Key`.
+fn once(path: &str) -> actix_web::Resource<impl ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse, Error = Error, InitError = ()>> {
+    web::resource(path).guard(guard::Post()).wrap(from_fn(idempotency::once))
 }
 
 /// Bounds of bodies, and errors of paths and queries in the API's own shape.

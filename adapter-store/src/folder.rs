@@ -2,12 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-use adapter_store::{FILES, UPLOAD_BYTES};
-use bytes::Bytes;
+use crate::upload::{FILES, UPLOAD_BYTES, UploadFile};
 
-/// The plain files of a folder, by name. The error says which path it is about.
-pub fn files(folder: &Path) -> Result<Vec<(String, Bytes)>, (PathBuf, String)> {
-    let about = |path: &Path, reason: &dyn std::fmt::Display| (path.to_owned(), reason.to_string());
+/// A path that could not be read, or holds no adapter.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub struct FolderError {
+    pub path: PathBuf,
+    pub reason: String,
+}
+
+/// The plain files of a folder, by name.
+pub fn files(folder: &Path) -> Result<Vec<UploadFile>, FolderError> {
+    let about = |path: &Path, reason: &dyn std::fmt::Display| FolderError { path: path.to_owned(), reason: reason.to_string() };
     let mut files = Vec::new();
     let mut total = 0;
     for entry in std::fs::read_dir(folder).map_err(|e| about(folder, &e))? {
@@ -20,11 +27,11 @@ pub fn files(folder: &Path) -> Result<Vec<(String, Bytes)>, (PathBuf, String)> {
         if total > UPLOAD_BYTES as u64 || files.len() == FILES {
             return Err(about(folder, &format!("holds over {UPLOAD_BYTES} bytes or {FILES} files")));
         }
-        files.push((name.to_owned(), std::fs::read(&path).map_err(|e| about(&path, &e))?.into()));
+        files.push(UploadFile { name: name.to_owned(), bytes: std::fs::read(&path).map_err(|e| about(&path, &e))?.into() });
     }
     if files.is_empty() {
         return Err(about(folder, &"holds no files; an adapter has adapter_config.json and adapter_model.safetensors"));
     }
-    files.sort();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)
 }
