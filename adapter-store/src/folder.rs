@@ -14,7 +14,8 @@ pub struct FolderError {
 
 /// The plain files of a folder, by name.
 pub fn files(folder: &Path) -> Result<Vec<UploadFile>, FolderError> {
-    let about = |path: &Path, reason: &dyn std::fmt::Display| FolderError { path: path.to_owned(), reason: reason.to_string() };
+    let about =
+        |path: &Path, reason: &dyn std::fmt::Display| FolderError { path: path.to_owned(), reason: reason.to_string() };
     let mut files = Vec::new();
     let mut total = 0;
     for entry in std::fs::read_dir(folder).map_err(|e| about(folder, &e))? {
@@ -27,7 +28,10 @@ pub fn files(folder: &Path) -> Result<Vec<UploadFile>, FolderError> {
         if total > UPLOAD_BYTES as u64 || files.len() == FILES {
             return Err(about(folder, &format!("holds over {UPLOAD_BYTES} bytes or {FILES} files")));
         }
-        files.push(UploadFile { name: name.to_owned(), bytes: std::fs::read(&path).map_err(|e| about(&path, &e))?.into() });
+        files.push(UploadFile {
+            name: name.to_owned(),
+            bytes: std::fs::read(&path).map_err(|e| about(&path, &e))?.into(),
+        });
     }
     if files.is_empty() {
         return Err(about(folder, &"holds no files; an adapter has adapter_config.json and adapter_model.safetensors"));

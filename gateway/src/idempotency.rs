@@ -157,9 +157,8 @@ pub async fn once(
     if response.status() != StatusCode::OK {
         return Ok(response.map_into_boxed_body());
     }
-    let header = |name: &str| {
-        response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned()
-    };
+    let header =
+        |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let kept = Kept {
         request: asked.to_string(),
         request_id: header("x-request-id"),

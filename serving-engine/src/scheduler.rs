@@ -75,7 +75,8 @@ mod tests {
         let a = candidate(0, 1, 0, 50);
         let b = candidate(1, 2, 1, 50);
         let decoding = candidate(2, 1, 2, 1);
-        let cases: [(&str, &[Candidate], usize, &[(usize, usize)]); 5] = [
+        type Case<'a> = (&'a str, &'a [Candidate], usize, &'a [(usize, usize)]);
+        let cases: [Case<'_>; 5] = [
             ("a decoding sequence goes before any prompt", &[a, decoding], 8, &[(2, 1), (0, 7)]),
             ("the least served lane goes first", &[a, b], 60, &[(1, 50), (0, 10)]),
             ("within a lane, first come first served", &[candidate(0, 1, 5, 9), candidate(1, 1, 4, 9)], 9, &[(1, 9)]),

@@ -78,5 +78,3 @@ fn sub_folders(folder: &Path) -> Result<Vec<PathBuf>, ServeError> {
     found.sort();
     Ok(found)
 }
-
-

@@ -94,9 +94,8 @@ fn environment(clock: Clock) -> Environment<'static> {
 
 /// `{% generation %}` marks the assistant's part for training; when rendering a prompt it does nothing.
 fn without_generation_blocks(source: &str) -> Cow<'_, str> {
-    static BLOCK: LazyLock<Regex> = LazyLock::new(|| {
-        Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is a constant")
-    });
+    static BLOCK: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").expect("the pattern is a constant"));
     BLOCK.replace_all(source, |block: &regex::Captures<'_>| {
         let statement = if block.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &block[1], &block[3])

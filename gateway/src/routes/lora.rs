@@ -47,7 +47,8 @@ pub async fn unload(
 
 fn operators_name(platform: &Platform, caller: &Caller, json: &Map<String, Value>) -> Result<AdapterName, ApiError> {
     if caller.account != platform.operator {
-        let message = "only the account that runs this server can load from its disk; use PUT /v1/adapters/{account}/{name}";
+        let message =
+            "only the account that runs this server can load from its disk; use PUT /v1/adapters/{account}/{name}";
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
     }
     let name = text(json, "lora_name")?.ok_or_else(|| ApiError::param("lora_name", "lora_name is missing"))?;
@@ -57,7 +58,9 @@ fn operators_name(platform: &Platform, caller: &Caller, json: &Map<String, Value
 fn text<'a>(json: &'a Map<String, Value>, name: &'static str) -> Result<Option<&'a str>, ApiError> {
     let text = Fields::new(json).text(name)?;
     match text {
-        Some(text) if text.len() > PATH_BYTES => Err(ApiError::param(name, format!("{name} is over {PATH_BYTES} bytes"))),
+        Some(text) if text.len() > PATH_BYTES => {
+            Err(ApiError::param(name, format!("{name} is over {PATH_BYTES} bytes")))
+        }
         text => Ok(text),
     }
 }

@@ -56,7 +56,11 @@ pub fn api(config: &mut web::ServiceConfig) {
 }
 
 /// A POST that honours `Idempotency-Key`.
-fn once(path: &str) -> actix_web::Resource<impl ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse, Error = Error, InitError = ()>> {
+fn once(
+    path: &str,
+) -> actix_web::Resource<
+    impl ServiceFactory<ServiceRequest, Config = (), Response = ServiceResponse, Error = Error, InitError = ()>,
+> {
     web::resource(path).guard(guard::Post()).wrap(from_fn(idempotency::once))
 }
 

@@ -18,7 +18,7 @@ async fn a_stop_string_over_tokens_ends_the_answer_before_it() {
     let engine = engine(Setup::default());
     let whole = letters(&answer(&engine, request(4)).await.tokens);
     let mut stopped = request(4);
-    stopped.stop = vec![whole[3..6].as_bytes().to_vec()];
+    stopped.stop = vec![whole.as_bytes()[3..6].to_vec()];
     let at = whole.find(&whole[3..6]).unwrap() as u64;
     let stopped = answer(&engine, stopped).await;
     assert_eq!(stopped.ends, [(0, FinishReason::Stop, at)]);

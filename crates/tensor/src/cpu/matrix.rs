@@ -167,6 +167,7 @@ impl Tile<'_> {
         match &self.matrix.data {
             // SAFETY: the caller has the path's instruction set.
             Data::F32(data) => unsafe { self.rows::<V, f32>(data) },
+            // SAFETY: the same.
             Data::Bf16(data) => unsafe { self.rows::<V, u16>(data) },
         }
     }

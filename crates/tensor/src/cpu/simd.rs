@@ -12,6 +12,7 @@ pub const LANES: usize = 16;
 ///
 /// # Safety
 /// Every method needs the instruction set of its path; loads and stores need `LANES` valid elements, aligned or not.
+#[expect(clippy::missing_safety_doc, reason = "said once, for all of them, above")]
 pub trait Vec16: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
