@@ -1,9 +1,11 @@
 """Text completions: echo, scoring, token prompts, many prompts."""
 
+import json
+
 import openai
 import pytest
 
-from server import MODEL
+from server import MODEL, MODEL_FOLDER
 
 TEXT = "Hello, where is my order"
 
@@ -92,3 +94,16 @@ def test_what_cannot_be_completed_is_refused(client, options):
     with pytest.raises(openai.BadRequestError) as caught:
         complete(client, **options)
     assert caught.value.param == next(iter(options))
+
+
+def test_pieces_of_a_character_are_told_apart(lenient_client):
+    vocabulary = json.loads((MODEL_FOLDER / "tokenizer.json").read_text())["model"]["vocab"]
+    emoji = "\N{SMILING FACE WITH SUNGLASSES}".encode()
+    # The byte-level alphabet shows bytes from 0xa1 as themselves and 0x80 to 0xa0 from U+0122 on.
+    ids = [vocabulary[chr(byte) if byte > 0xa0 else chr(0x122 + byte - 0x80)] for byte in emoji]
+    for id, byte in zip(ids, emoji):
+        choice = complete(lenient_client, max_tokens=1, logprobs=2, logit_bias={str(id): 100}).choices[0]
+        [token], [top] = choice.logprobs.tokens, choice.logprobs.top_logprobs
+        assert token == f"bytes:\\x{byte:02x}" and token in top
+    prompt = complete(lenient_client, prompt=ids, echo=True, logprobs=0, max_tokens=0).choices[0]
+    assert prompt.text == emoji.decode() and prompt.logprobs.text_offset == [0, 1, 1, 1]

@@ -69,12 +69,20 @@ impl Text {
         self.bytes.clone()
     }
 
-    /// One token as people read it: its text, or the name of a special token.
+    /// One token as people read it: its text, or the name of a special token. A piece of a character is written as OpenAI
+    /// writes it, `bytes:\xf0\x9f`, so that no two tokens look the same.
     pub fn token_text(&self, token: u32) -> String {
-        match self.bytes.get(token) {
-            [] => self.tokenizer.id_to_token(token).unwrap_or_default(),
-            bytes => String::from_utf8_lossy(bytes).into_owned(),
+        let bytes = self.bytes.get(token);
+        match std::str::from_utf8(bytes) {
+            Ok("") => self.tokenizer.id_to_token(token).unwrap_or_default(),
+            Ok(text) => text.to_owned(),
+            Err(_) => bytes.iter().fold("bytes:".into(), |text, byte| format!("{text}\\x{byte:02x}")),
         }
+    }
+
+    /// How many characters of the answer begin in this token.
+    pub fn token_characters(&self, token: u32) -> usize {
+        self.bytes.get(token).iter().filter(|&byte| byte & 0xc0 != 0x80).count()
     }
 
     /// Decoder of an answer that begins a text of its own.

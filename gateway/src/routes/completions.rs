@@ -153,7 +153,8 @@ impl Writer {
             }
             let top: Map<String, Value> = top.into_iter().map(|(text, logprob)| (text, logprob.into())).collect();
             scores.text_offset.push(self.offsets[index]);
-            self.offsets[index] += text.chars().count();
+            self.offsets[index] +=
+                self.platform.model(&self.model).map_or(0, |model| model.text.token_characters(token.id));
             scores.tokens.push(text);
             scores.token_logprobs.push(json!(token.logprob));
             scores.top_logprobs.push(if token.logprob.is_some() { Value::Object(top) } else { Value::Null });
