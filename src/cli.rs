@@ -27,6 +27,8 @@ pub enum Command {
     Promote(Promote),
     /// Show requests, newest first, with their tokens
     Usage(Usage),
+    /// Show prices, or set one
+    Prices(Prices),
     /// List, make or revoke API keys
     Keys(Keys),
     /// Load a server and print latencies and throughput as a table
@@ -111,8 +113,64 @@ pub struct Usage {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub limit: u32,
 
+    /// Show sums in place of requests, grouped by any of key, model, adapter, day
+    #[arg(long, value_name = "GROUP", value_delimiter = ',')]
+    pub by: Vec<String>,
+
+    /// First day of the sums, such as 2026-11-01 [default: 30 days back]
+    #[arg(long, value_name = "DAY", requires = "by")]
+    pub from: Option<String>,
+
+    /// Last day of the sums [default: today, UTC]
+    #[arg(long, value_name = "DAY", requires = "by")]
+    pub to: Option<String>,
+
     #[command(flatten)]
     pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Prices {
+    #[command(subcommand)]
+    pub action: Option<PricesAction>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PricesAction {
+    /// Prices that concern this account (the default)
+    List,
+    /// Set a price from now on, in dollars per million tokens; for the operator
+    Set(SetPrice),
+}
+
+#[derive(Debug, Args)]
+pub struct SetPrice {
+    /// Prompt tokens
+    #[arg(long, value_name = "USD")]
+    pub input: f64,
+
+    /// Prompt tokens that the prefix cache had [default: as other prompt tokens]
+    #[arg(long, value_name = "USD")]
+    pub cached_input: Option<f64>,
+
+    /// Generated tokens
+    #[arg(long, value_name = "USD")]
+    pub output: f64,
+
+    /// Base model, or adapter as account/name [default: all]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Account [default: all]
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+
+    /// The operators' listener
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    pub ops_url: String,
 }
 
 #[derive(Debug, Args)]

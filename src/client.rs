@@ -67,6 +67,11 @@ impl Client {
         Ok(Self { http, base_url, key })
     }
 
+    /// The same key at another address.
+    pub fn at(&self, base_url: &str) -> Self {
+        Self { base_url: normal(base_url), ..self.clone() }
+    }
+
     pub fn base_url(&self) -> &str {
         &self.base_url
     }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod keys;
 pub mod models;
+pub mod prices;
 pub mod promote;
 pub mod push;
 pub mod table;

@@ -40,6 +40,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Push(push) => commands::push::run(&push).await?,
         Command::Models(server) => commands::models::run(&server).await?,
         Command::Promote(promote) => commands::promote::run(&promote).await?,
+        Command::Prices(prices) => commands::prices::run(&prices).await?,
         Command::Usage(usage) => commands::usage::run(&usage).await?,
         Command::Keys(keys) => commands::keys::run(&keys).await?,
         Command::Bench(bench) => commands::bench::run(&bench).await?,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adapter_store::AdapterStore;
-use billing::Journal;
+use billing::{Journal, Prices};
 use gateway::{Accounts, Metrics, Platform, Replies, ServedModel, StoreImages};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
@@ -255,6 +255,7 @@ async fn assemble(
         models,
         store,
         journal,
+        prices: Prices::open(db.clone()).await?,
         accounts: Accounts::open(db.clone()).await?,
         operator: operator.clone(),
         replies: Replies::new(db),

@@ -47,6 +47,8 @@ pub struct NewRequest {
     pub base: String,
     /// `account/name` and version.
     pub adapter: Option<(String, u32)>,
+    /// Of the price in force; none: it is free.
+    pub price_version: Option<i64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +63,7 @@ pub struct RequestRow {
     pub started_ms: i64,
     pub finished_ms: Option<i64>,
     pub quantities: Quantities,
+    pub price_version: Option<i64>,
     pub finish: String,
 }
 
@@ -83,6 +86,10 @@ impl Journal {
         Ok((Self { db }, closed))
     }
 
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
+    }
+
     /// Writes the row: durable when this returns.
     pub async fn begin(&self, request: &NewRequest) -> Result<(), BillingError> {
         let (adapter, version) = match &request.adapter {
@@ -90,8 +97,8 @@ impl Journal {
             None => (None, None),
         };
         sqlx::query(
-            "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, started_ms, finish) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'running')",
+            "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, started_ms, price_version, finish) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'running')",
         )
         .bind(request.id.as_str())
         .bind(request.account.as_str())
@@ -102,6 +109,7 @@ impl Journal {
         .bind(adapter)
         .bind(version)
         .bind(now_ms())
+        .bind(request.price_version)
         .execute(self.db.pool())
         .await?;
         Ok(())
@@ -184,6 +192,7 @@ fn row_of(row: &SqliteRow) -> Result<RequestRow, BillingError> {
             cached_tokens: count("cached_tokens")?,
             completion_tokens: count("completion_tokens")?,
         },
+        price_version: row.try_get("price_version")?,
         finish: row.try_get("finish")?,
     })
 }
@@ -209,6 +218,7 @@ mod tests {
             model: "sql@prod".into(),
             base: "mini".into(),
             adapter: Some(("acme/sql".into(), 3)),
+            price_version: None,
         }
     }
 

@@ -142,6 +142,11 @@ impl Accounts {
         rows.iter().map(key).collect()
     }
 
+    pub async fn exists(&self, account: &AccountName) -> Result<bool, AccountError> {
+        let found = sqlx::query("SELECT 1 FROM accounts WHERE name = $1").bind(account.as_str());
+        Ok(found.fetch_optional(self.db.pool()).await?.is_some())
+    }
+
     /// Ends a key at once. False where the account has no such key.
     pub async fn revoke(&self, account: &AccountName, id: &str) -> Result<bool, AccountError> {
         let revoked =

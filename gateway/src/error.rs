@@ -125,7 +125,11 @@ impl From<TextError> for ApiError {
 
 impl From<BillingError> for ApiError {
     fn from(error: BillingError) -> Self {
-        Self::internal(error)
+        match error {
+            BillingError::PriceInThePast => Self::param("starts_at", error.to_string()),
+            BillingError::PriceRange => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
+            BillingError::Db(_) | BillingError::Missing(_) => Self::internal(error),
+        }
     }
 }
 

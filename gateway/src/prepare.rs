@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use billing::NewRequest;
+use billing::{NewRequest, Price};
 use serving_engine::{Lane, Request};
 use sha2::{Digest, Sha256};
 
+use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::resolve::Target;
 use crate::state::Platform;
@@ -27,6 +28,12 @@ pub struct Prepared {
 pub fn adapter_name(target: &Target<'_>) -> Option<(String, u32)> {
     let version = target.adapter.as_ref()?;
     Some((format!("{}/{}", version.account, version.name), version.version))
+}
+
+/// What the request will be charged at.
+pub fn price(platform: &Platform, caller: &Caller, target: &Target<'_>) -> Option<Price> {
+    let adapter = adapter_name(target).map(|(name, _)| name);
+    platform.prices.in_force(caller.account.as_str(), &target.model.id, adapter.as_deref())
 }
 
 /// One engine request for each prompt.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use adapter_store::AdapterStore;
-use billing::Journal;
+use billing::{Journal, Prices};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AdapterImage, GenerationDefaults};
@@ -34,6 +34,7 @@ pub struct Platform {
     pub models: Vec<ServedModel>,
     pub store: AdapterStore,
     pub journal: Journal,
+    pub prices: Prices,
     pub accounts: Accounts,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,

@@ -6,12 +6,13 @@ pub struct Table {
 }
 
 impl Table {
-    pub fn new<const N: usize>(heading: [&str; N]) -> Self {
-        Self { rows: vec![heading.map(str::to_owned).to_vec()] }
+    pub fn new<'a>(heading: impl IntoIterator<Item = &'a str>) -> Self {
+        Self { rows: vec![heading.into_iter().map(str::to_owned).collect()] }
     }
 
-    pub fn push<const N: usize>(&mut self, row: [String; N]) {
-        self.rows.push(row.to_vec());
+    /// Adds a row of as many cells as there are headings.
+    pub fn push(&mut self, row: impl IntoIterator<Item = String>) {
+        self.rows.push(row.into_iter().collect());
     }
 
     fn widths(&self) -> Vec<usize> {
@@ -22,7 +23,7 @@ impl Table {
 
     fn cells(&self, row: &[String], widths: &[usize], separator: &str) -> String {
         let cells = row.iter().zip(widths).map(|(cell, &width)| {
-            let number = cell.starts_with(|c: char| c.is_ascii_digit());
+            let number = cell.trim_start_matches('$').starts_with(|c: char| c.is_ascii_digit());
             if number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
         cells.collect::<Vec<_>>().join(separator).trim_end().to_owned()

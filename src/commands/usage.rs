@@ -1,26 +1,68 @@
-//! `myriad usage`: one line per request, newest first.
+//! `myriad usage`: one line per request, newest first; or sums.
+
+use serde_json::Value;
 
 use super::table::Table;
 use crate::cli::Usage;
 use crate::client::{Client, ClientError};
 
+/// Columns of counts, under the names that the API has for them.
+const COUNTS: [(&str, &str); 3] =
+    [("prompt", "prompt_tokens"), ("cached", "cached_tokens"), ("completion", "completion_tokens")];
+
 pub async fn run(usage: &Usage) -> Result<(), ClientError> {
     let client = Client::new(&usage.server)?;
-    let list = client.get(&format!("/v1/account/requests?limit={}", usage.limit)).await?;
-    let rows = list["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of requests".into()))?;
-    let mut table = Table::new(["request", "model", "prompt", "cached", "completion", "finish"]);
-    for row in rows {
-        let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
-        let count = |key: &str| row[key].as_u64().unwrap_or(0).to_string();
-        table.push([
-            text("request_id"),
-            text("model"),
-            count("prompt_tokens"),
-            count("cached_tokens"),
-            count("completion_tokens"),
-            text("finish"),
-        ]);
-    }
-    print!("{}", table.text());
+    let text = if usage.by.is_empty() { requests(&client, usage).await? } else { sums(&client, usage).await? };
+    print!("{text}");
     Ok(())
+}
+
+async fn requests(client: &Client, usage: &Usage) -> Result<String, ClientError> {
+    let list = client.get(&format!("/v1/account/requests?limit={}", usage.limit)).await?;
+    let columns = ["request", "model"].into_iter().chain(COUNTS.map(|(title, _)| title)).chain(["cost", "finish"]);
+    let mut table = Table::new(columns);
+    for row in rows(&list)? {
+        let texts = [shown(&row["request_id"]), shown(&row["model"])];
+        table.push(texts.into_iter().chain(counts(row)).chain([cost(row), shown(&row["finish"])]));
+    }
+    Ok(table.text())
+}
+
+async fn sums(client: &Client, usage: &Usage) -> Result<String, ClientError> {
+    let mut path = format!("/v1/account/usage?group_by={}", usage.by.join(","));
+    for (name, day) in [("from", &usage.from), ("to", &usage.to)] {
+        if let Some(day) = day {
+            path.push_str(&format!("&{name}={day}"));
+        }
+    }
+    let list = client.get(&path).await?;
+    let groups = usage.by.iter().map(String::as_str);
+    let mut table = Table::new(groups.chain(["requests"]).chain(COUNTS.map(|(title, _)| title)).chain(["cost"]));
+    for row in rows(&list)? {
+        let groups = usage.by.iter().map(|group| shown(&row[group]));
+        table.push(groups.chain([shown(&row["requests"])]).chain(counts(row)).chain([cost(row)]));
+    }
+    Ok(table.text())
+}
+
+fn rows(list: &Value) -> Result<&Vec<Value>, ClientError> {
+    list["data"].as_array().ok_or_else(|| ClientError::Protocol("the answer holds no list".into()))
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn counts(row: &Value) -> [String; 3] {
+    COUNTS.map(|(_, name)| shown(&row[name]))
+}
+
+/// Dollars, to the nano-dollar.
+fn cost(row: &Value) -> String {
+    let nano = row["cost_nano_usd"].as_i64().unwrap_or(0);
+    format!("${}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000)
 }

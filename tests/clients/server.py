@@ -40,6 +40,10 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def ops_url(self) -> str:
+        return f"http://127.0.0.1:{self.ops_port}"
+
+    @property
     def base_url(self) -> str:
         return f"{self.url}/v1"
 

@@ -1,9 +1,50 @@
-//! Time as the database stores it.
+//! Time as the database stores it, and days as people write them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Milliseconds of a day; UTC has no others in Unix time.
+pub const DAY_MS: i64 = 86_400_000;
 
 /// Milliseconds since the Unix epoch, the unit of every stored time.
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// `YYYY-MM-DD` of a day counted from the Unix epoch, proleptic Gregorian.
+pub fn day_of(days: i64) -> String {
+    let date = time::OffsetDateTime::UNIX_EPOCH.checked_add(time::Duration::days(days));
+    date.map_or_else(
+        || "-".into(),
+        |date| format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day()),
+    )
+}
+
+/// The day that `YYYY-MM-DD` names, counted from the Unix epoch. None: it is no day of the years 1970 to 9999.
+pub fn days_since_epoch(text: &str) -> Option<i64> {
+    let mut parts = text.splitn(3, '-');
+    let mut number = |digits: usize| {
+        let part = parts.next()?;
+        (part.len() == digits && part.bytes().all(|b| b.is_ascii_digit())).then(|| part.parse::<i32>().ok()).flatten()
+    };
+    let (year, month, day) = (number(4)?, number(2)?, number(2)?);
+    let month = time::Month::try_from(u8::try_from(month).ok()?).ok()?;
+    let date = time::Date::from_calendar_date(year, month, u8::try_from(day).ok()?).ok()?;
+    let days = (date - time::OffsetDateTime::UNIX_EPOCH.date()).whole_days();
+    (days >= 0).then_some(days)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_and_dates_lead_to_each_other() {
+        for (days, text) in [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_780, "2026-11-23")] {
+            assert_eq!((day_of(days).as_str(), days_since_epoch(text)), (text, Some(days)));
+        }
+        for wrong in ["", "2026", "2026-13-01", "2026-02-30", "26-01-01", "2026-1-01", "1969-12-31", "2026-01-01T"] {
+            assert_eq!(days_since_epoch(wrong), None, "{wrong:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use billing::{Finish, NewRequest, Quantities};
+use billing::{Finish, NewRequest, Quantities, Rates};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use platform::RequestId;
@@ -27,6 +27,8 @@ const MARK_EVERY: Duration = Duration::from_millis(250);
 /// What it takes to start a request.
 pub struct Start {
     pub row: NewRequest,
+    /// What the request is charged at; none: it is free.
+    pub rates: Option<Rates>,
     /// One engine request for each prompt, all with as many choices.
     pub requests: Vec<Request>,
     pub decoders: Vec<StreamDecoder>,
@@ -60,6 +62,7 @@ pub async fn start(platform: Arc<Platform>, start: Start) -> Result<Run, ApiErro
         prompts,
         platform,
         id: id.clone(),
+        rates: start.rates,
         client: Some(sender),
         finished: 0,
         failure: None,
@@ -96,6 +99,7 @@ impl Choice {
 struct Driver {
     platform: Arc<Platform>,
     id: RequestId,
+    rates: Option<Rates>,
     /// Nobody, once the client has left.
     client: Option<Sender<Piece>>,
     prompts: Vec<Arc<[u32]>>,
@@ -253,7 +257,7 @@ impl Driver {
         let pieces = match (settled, self.failure.take()) {
             (Err(error), _) => vec![Piece::Failed(ApiError::internal(error))],
             (Ok(_), Some(failure)) => vec![Piece::Failed(failed(failure))],
-            (Ok(_), None) => self.endings(quantities),
+            (Ok(_), None) => self.endings(quantities, finish),
         };
         for piece in pieces {
             if client.send_timeout(piece, SLOW_READER).await.is_err() {
@@ -262,7 +266,7 @@ impl Driver {
         }
     }
 
-    fn endings(&self, quantities: Quantities) -> Vec<Piece> {
+    fn endings(&self, quantities: Quantities, finish: Finish) -> Vec<Piece> {
         let end =
             |(index, choice): (usize, &Choice)| Piece::End { index, ending: choice.ending.unwrap_or(Ending::Stop) };
         let usage = Usage {
@@ -270,7 +274,8 @@ impl Driver {
             cached: quantities.cached_tokens,
             completion: quantities.completion_tokens,
         };
-        self.choices.iter().enumerate().map(end).chain([Piece::Done { usage }]).collect()
+        let cost_nano_usd = self.rates.map_or(0, |rates| rates.cost(&quantities, finish.name()));
+        self.choices.iter().enumerate().map(end).chain([Piece::Done { usage, cost_nano_usd }]).collect()
     }
 }
 

@@ -49,6 +49,7 @@ pub enum Piece {
     /// The last piece of a request that went well.
     Done {
         usage: Usage,
+        cost_nano_usd: i64,
     },
     /// The last piece of one that did not.
     Failed(ApiError),

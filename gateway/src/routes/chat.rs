@@ -30,6 +30,7 @@ pub async fn create(
     let target = resolve(&platform, &caller.account, &name).await?;
     let request = ChatRequest::parse(&json, &target.model.defaults, target.model.vocabulary)?;
     let tokens = prompt(&target, &request)?;
+    let price = prepare::price(&platform, &caller, &target);
     let row = NewRequest {
         id: RequestId::fresh("chatcmpl"),
         account: caller.account.clone(),
@@ -38,6 +39,7 @@ pub async fn create(
         model: name.clone(),
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
+        price_version: price.as_ref().map(|price| price.version),
     };
     let frame = Frame {
         id: row.id.to_string(),
@@ -56,7 +58,8 @@ pub async fn create(
     let requests = prepare::requests(&platform, &target, &row, &request.common, prepared)?;
     let decoders = (0..request.common.choices).map(|_| target.model.text.decoder()).collect();
     let model = target.model.id.clone();
-    let run = life::start(platform.clone(), life::Start { row, requests, decoders, started }).await?;
+    let rates = price.map(|price| price.rates);
+    let run = life::start(platform.clone(), life::Start { row, rates, requests, decoders, started }).await?;
     let mut response = HttpResponse::Ok();
     reply::head(&mut response, &run, started);
     let writer = Writer {
@@ -138,7 +141,7 @@ impl Writer {
                     texts[index].1.extend(tokens);
                 }
                 Piece::End { index, ending } => texts[index].2 = ending.name(),
-                Piece::Done { usage } => used = reply::usage(usage),
+                Piece::Done { usage, cost_nano_usd } => used = reply::usage(usage, cost_nano_usd),
                 Piece::Prompt { .. } | Piece::Failed(_) => {}
             }
         }
@@ -169,9 +172,9 @@ impl Events for Writer {
                 vec![self.chunk(index, json!({ "content": text }), scores, None)]
             }
             Piece::End { index, ending } => vec![self.chunk(index, json!({}), Value::Null, Some(ending.name()))],
-            Piece::Done { usage } if self.include_usage => {
+            Piece::Done { usage, cost_nano_usd } if self.include_usage => {
                 let mut last = self.frame.with(Vec::new());
-                last["usage"] = reply::usage(usage);
+                last["usage"] = reply::usage(usage, cost_nano_usd);
                 vec![last]
             }
             Piece::Done { .. } | Piece::Prompt { .. } | Piece::Failed(_) => Vec::new(),

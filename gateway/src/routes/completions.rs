@@ -30,6 +30,7 @@ pub async fn create(
     let target = resolve(&platform, &caller.account, &name).await?;
     let request = CompletionRequest::parse(&json, &target.model.defaults, target.model.vocabulary)?;
     let prompts = prompts(&target, &request)?;
+    let price = prepare::price(&platform, &caller, &target);
     let row = NewRequest {
         id: RequestId::fresh("cmpl"),
         account: caller.account.clone(),
@@ -38,6 +39,7 @@ pub async fn create(
         model: name.clone(),
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
+        price_version: price.as_ref().map(|price| price.version),
     };
     let frame = Frame {
         id: row.id.to_string(),
@@ -57,7 +59,8 @@ pub async fn create(
     let choices = request.common.choices as usize;
     let decoders = (0..prompts.len() * choices).map(|_| target.model.text.continuing_decoder()).collect();
     let model = target.model.id.clone();
-    let run = life::start(platform.clone(), life::Start { row, requests, decoders, started }).await?;
+    let rates = price.map(|price| price.rates);
+    let run = life::start(platform.clone(), life::Start { row, rates, requests, decoders, started }).await?;
     let mut response = HttpResponse::Ok();
     reply::head(&mut response, &run, started);
     let prompt_count = prompts.len();
@@ -199,7 +202,7 @@ impl Writer {
                     scores[index].append(own);
                 }
                 Piece::End { index, ending } => finishes[index] = ending.name(),
-                Piece::Done { usage } => used = reply::usage(usage),
+                Piece::Done { usage, cost_nano_usd } => used = reply::usage(usage, cost_nano_usd),
                 Piece::Failed(_) => {}
             }
         }
@@ -237,9 +240,9 @@ impl Events for Writer {
                 vec![self.chunk(self.choice(index, &text, Some(scores), None))]
             }
             Piece::End { index, ending } => vec![self.chunk(self.choice(index, "", None, Some(ending.name())))],
-            Piece::Done { usage } if self.include_usage => {
+            Piece::Done { usage, cost_nano_usd } if self.include_usage => {
                 let mut last = self.frame.with(Vec::new());
-                last["usage"] = reply::usage(usage);
+                last["usage"] = reply::usage(usage, cost_nano_usd);
                 vec![last]
             }
             Piece::Done { .. } | Piece::Failed(_) => Vec::new(),

@@ -2,6 +2,7 @@
 
 mod account;
 mod adapters;
+mod admin;
 mod chat;
 mod completions;
 mod lora;
@@ -46,6 +47,8 @@ pub fn api(config: &mut web::ServiceConfig) {
         // The account
         .route("/v1/account", web::get().to(account::show))
         .route("/v1/account/requests", web::get().to(account::requests))
+        .route("/v1/account/usage", web::get().to(account::usage))
+        .route("/v1/account/prices", web::get().to(account::prices))
         .route("/v1/account/keys", web::get().to(account::keys))
         .route("/v1/account/keys", web::post().to(account::create_key))
         .route("/v1/account/keys/{id}", web::delete().to(account::revoke_key))
@@ -76,7 +79,13 @@ fn limits(config: &mut web::ServiceConfig) {
 
 /// The operators' listener.
 pub fn ops(config: &mut web::ServiceConfig) {
-    config.configure(health).route("/metrics", web::get().to(ops::metrics)).default_service(web::to(nothing_here));
+    config
+        .configure(limits)
+        .configure(health)
+        .route("/metrics", web::get().to(ops::metrics))
+        .route("/admin/v1/prices", web::get().to(admin::prices))
+        .route("/admin/v1/prices", web::post().to(admin::add_price))
+        .default_service(web::to(nothing_here));
 }
 
 fn health(config: &mut web::ServiceConfig) {

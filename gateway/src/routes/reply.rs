@@ -50,15 +50,23 @@ fn object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     }
 }
 
-/// Usage as clients read it. Nothing has a price yet, so everything costs 0.
-pub fn usage(usage: Usage) -> Value {
+/// Nano-dollars as the number of dollars that people read; the exact integer is always beside it.
+pub fn dollars(nano_usd: i64) -> Value {
+    match nano_usd {
+        0 => 0.into(),
+        nano => (nano as f64 / 1e9).into(),
+    }
+}
+
+/// Usage as clients read it, with what it costs.
+pub fn usage(usage: Usage, cost_nano_usd: i64) -> Value {
     json!({
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": { "cached_tokens": usage.cached },
-        "cost": 0,
-        "cost_nano_usd": 0,
+        "cost": dollars(cost_nano_usd),
+        "cost_nano_usd": cost_nano_usd,
     })
 }
 

@@ -1,0 +1,225 @@
+//! Prices: immutable versions, and what a request costs at one of them.
+//!
+//! Money is an integer of nano-dollars, a price an integer of nano-dollars per million tokens. A request's cost is rounded up once;
+//! sums add such costs.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use platform::units::now_ms;
+use platform::{AccountName, Db};
+use sqlx::Row;
+
+use crate::{BillingError, Finish, Quantities};
+
+/// Highest price: 1,000 dollars per million tokens. With it a request of a billion tokens still fits the database's integers.
+pub const HIGHEST: i64 = 1_000_000_000_000;
+const MILLION: i128 = 1_000_000;
+
+/// Nano-dollars per million tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    pub input: i64,
+    /// Of prompt tokens that the prefix cache had.
+    pub cached_input: i64,
+    pub output: i64,
+}
+
+impl Rates {
+    /// Nano-dollars, rounded up. What failed before its first token is free.
+    pub fn cost(&self, quantities: &Quantities, finish: &str) -> i64 {
+        if finish == Finish::Error.name() && quantities.completion_tokens == 0 {
+            return 0;
+        }
+        let cached = quantities.cached_tokens.min(quantities.prompt_tokens);
+        let of = |tokens: u64, rate: i64| i128::from(tokens) * i128::from(rate);
+        let sum = of(quantities.prompt_tokens - cached, self.input)
+            + of(cached, self.cached_input)
+            + of(quantities.completion_tokens, self.output);
+        i64::try_from((sum + MILLION - 1) / MILLION).unwrap_or(i64::MAX)
+    }
+}
+
+/// [`Rates::cost`] as SQL, over a row `r` of requests and its price `p`: sums are made where the rows are.
+pub(crate) const COST_SQL: &str = "CASE WHEN p.version IS NULL OR (r.finish = 'error' AND r.completion_tokens = 0) THEN 0 ELSE \
+     ((r.prompt_tokens - CASE WHEN r.cached_tokens < r.prompt_tokens THEN r.cached_tokens ELSE r.prompt_tokens END) * p.input \
+      + (CASE WHEN r.cached_tokens < r.prompt_tokens THEN r.cached_tokens ELSE r.prompt_tokens END) * p.cached_input \
+      + r.completion_tokens * p.output + 999999) / 1000000 END";
+
+/// A price that is, was or will be in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Price {
+    pub version: i64,
+    /// Everyone, where absent.
+    pub account: Option<String>,
+    /// A base model's id or an adapter's `account/name`; everything, where absent.
+    pub model: Option<String>,
+    pub rates: Rates,
+    pub starts_ms: i64,
+}
+
+/// A price to be.
+#[derive(Debug, Clone)]
+pub struct NewPrice {
+    pub account: Option<AccountName>,
+    pub model: Option<String>,
+    pub rates: Rates,
+    /// At once, where absent.
+    pub starts_ms: Option<i64>,
+}
+
+/// All price versions. They are few and asked for at every request, so they are held in memory; every change goes through here.
+#[derive(Debug, Clone)]
+pub struct Prices {
+    db: Db,
+    known: Arc<RwLock<Vec<Price>>>,
+}
+
+impl Prices {
+    pub async fn open(db: Db) -> Result<Self, BillingError> {
+        let rows = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(db.pool()).await?;
+        let price = |row: &sqlx::sqlite::SqliteRow| -> Result<Price, sqlx::Error> {
+            Ok(Price {
+                version: row.try_get("version")?,
+                account: row.try_get("account")?,
+                model: row.try_get("model")?,
+                rates: Rates {
+                    input: row.try_get("input")?,
+                    cached_input: row.try_get("cached_input")?,
+                    output: row.try_get("output")?,
+                },
+                starts_ms: row.try_get("starts_ms")?,
+            })
+        };
+        let known = rows.iter().map(price).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { db, known: Arc::new(RwLock::new(known)) })
+    }
+
+    pub fn all(&self) -> Vec<Price> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Adds a version. One that starts in the past would change what requests have cost, and is refused.
+    pub async fn add(&self, new: NewPrice) -> Result<Price, BillingError> {
+        let now = now_ms();
+        let starts_ms = new.starts_ms.unwrap_or(now);
+        if starts_ms < now {
+            return Err(BillingError::PriceInThePast);
+        }
+        let Rates { input, cached_input, output } = new.rates;
+        if [input, cached_input, output].iter().any(|rate| !(0..=HIGHEST).contains(rate)) {
+            return Err(BillingError::PriceRange);
+        }
+        let account = new.account.map(|account| account.to_string());
+        let row = sqlx::query(
+            "INSERT INTO prices (version, account, model, input, cached_input, output, starts_ms, created_ms) \
+             SELECT COALESCE(MAX(version), 0) + 1, $1, $2, $3, $4, $5, $6, $7 FROM prices RETURNING version",
+        )
+        .bind(&account)
+        .bind(&new.model)
+        .bind(input)
+        .bind(cached_input)
+        .bind(output)
+        .bind(starts_ms)
+        .bind(now)
+        .fetch_one(self.db.pool())
+        .await?;
+        let price = Price { version: row.try_get("version")?, account, model: new.model, rates: new.rates, starts_ms };
+        self.known.write().unwrap_or_else(PoisonError::into_inner).push(price.clone());
+        Ok(price)
+    }
+
+    /// The price of a request that begins now.
+    pub fn in_force(&self, account: &str, base: &str, adapter: Option<&str>) -> Option<Price> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        in_force(&known, account, base, adapter, now_ms()).cloned()
+    }
+
+    pub fn rates(&self, version: i64) -> Option<Rates> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.iter().find(|price| price.version == version).map(|price| price.rates)
+    }
+}
+
+/// The narrowest price wins, an account's own before everyone's, an adapter's before its base's; among equals the one that
+/// started last.
+fn in_force<'a>(
+    known: &'a [Price],
+    account: &str,
+    base: &str,
+    adapter: Option<&str>,
+    now_ms: i64,
+) -> Option<&'a Price> {
+    let rank = |price: &Price| {
+        let own = match &price.account {
+            None => 0,
+            Some(owner) if owner == account => 1,
+            Some(_) => return None,
+        };
+        let narrow = match price.model.as_deref() {
+            None => 0,
+            Some(model) if Some(model) == adapter => 2,
+            Some(model) if model == base => 1,
+            Some(_) => return None,
+        };
+        Some((own, narrow, price.starts_ms, price.version))
+    };
+    let started = known.iter().filter(|price| price.starts_ms <= now_ms);
+    started.filter_map(|price| Some((rank(price)?, price))).max_by_key(|(rank, _)| *rank).map(|(_, price)| price)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn price(version: i64, account: Option<&str>, model: Option<&str>, starts_ms: i64) -> Price {
+        let rates = Rates { input: version, cached_input: 0, output: 0 };
+        Price { version, account: account.map(Into::into), model: model.map(Into::into), rates, starts_ms }
+    }
+
+    #[test]
+    fn table_of_prices_in_force() {
+        let known = [
+            price(1, None, None, 0),
+            price(2, None, Some("base"), 0),
+            price(3, None, Some("acme/sql"), 0),
+            price(4, Some("acme"), None, 0),
+            price(5, Some("acme"), Some("base"), 0),
+            price(6, None, Some("base"), 50),
+            price(7, None, Some("base"), 50),
+            price(8, Some("acme"), Some("acme/sql"), 90),
+        ];
+        let cases = [
+            ("other", "else", None, 10, Some(1)),
+            ("other", "base", None, 49, Some(2)),
+            ("other", "base", None, 50, Some(7)),
+            ("other", "base", Some("acme/sql"), 50, Some(3)),
+            ("acme", "base", Some("acme/sql"), 50, Some(5)),
+            ("acme", "base", Some("acme/sql"), 90, Some(8)),
+            ("acme", "else", Some("acme/new"), 90, Some(4)),
+            ("other", "base", None, -1, None),
+        ];
+        for (account, base, adapter, now, expected) in cases {
+            let found = in_force(&known, account, base, adapter, now).map(|price| price.version);
+            assert_eq!(found, expected, "{account} {base} {adapter:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn a_cost_is_rounded_up_once_and_never_overflows() {
+        let rates = Rates { input: 1, cached_input: 0, output: 400_000_000 };
+        let cost = |prompt, cached, completion, finish| {
+            rates.cost(
+                &Quantities { prompt_tokens: prompt, cached_tokens: cached, completion_tokens: completion },
+                finish,
+            )
+        };
+        assert_eq!(cost(1, 0, 0, "stop"), 1);
+        assert_eq!(cost(10, 10, 0, "stop"), 0);
+        assert_eq!(cost(2_000_001, 1, 1_000_000, "length"), 400_000_002);
+        assert_eq!(cost(5, 0, 0, "error"), 0);
+        assert_eq!(cost(5, 9, 1, "error"), 400);
+        let highest = Rates { input: HIGHEST, cached_input: HIGHEST, output: HIGHEST };
+        let much = Quantities { prompt_tokens: 1_000_000_000, cached_tokens: 7, completion_tokens: 1_000_000_000 };
+        assert_eq!(highest.cost(&much, "stop"), 2_000_000_000_000_000);
+    }
+}

@@ -1,0 +1,77 @@
+//! The operator's endpoints, on the operators' listener and for the operator's key only.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use billing::{NewPrice, Rates};
+use platform::AccountName;
+use serde_json::{Value, json};
+
+use super::account;
+use super::reply::JsonObject;
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::state::Platform;
+use crate::wire::Fields;
+
+/// Highest price in dollars per million tokens.
+const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
+/// Longest name of a model, in bytes.
+const MODEL_BYTES: usize = 256;
+
+fn operator(platform: &Platform, caller: &Caller) -> Result<(), ApiError> {
+    if caller.account == platform.operator {
+        return Ok(());
+    }
+    Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server"))
+}
+
+pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let data: Vec<Value> = platform.prices.all().iter().map(account::price).collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+/// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
+pub async fn add_price(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let fields = Fields::new(&json);
+    let rate = |name: &'static str| -> Result<Option<i64>, ApiError> {
+        let Some(usd) = fields.get(name) else { return Ok(None) };
+        let usd = usd.as_f64().filter(|usd| (0.0..=HIGHEST_USD).contains(usd)).ok_or_else(|| {
+            ApiError::param(name, format!("{name} must be dollars per million tokens, from 0 to {HIGHEST_USD}"))
+        })?;
+        Ok(Some((usd * 1e9).round() as i64))
+    };
+    let missing = |name: &'static str| ApiError::param(name, format!("{name} is missing: dollars per million tokens"));
+    let input = rate("input")?.ok_or_else(|| missing("input"))?;
+    let output = rate("output")?.ok_or_else(|| missing("output"))?;
+    // Without a price of their own, cached tokens cost what others do.
+    let cached_input = rate("cached_input")?.unwrap_or(input);
+    let account = match fields.text("account")? {
+        None => None,
+        Some(name) => {
+            let name: AccountName =
+                name.parse().map_err(|error: platform::ids::IdError| ApiError::param("account", error.to_string()))?;
+            if !platform.accounts.exists(&name).await? {
+                return Err(ApiError::param("account", format!("there is no account {name}")));
+            }
+            Some(name)
+        }
+    };
+    let model = match fields.text("model")? {
+        Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {
+            let message = "model must be a base model's id or an adapter's account/name, without a version: prices hold for all of them";
+            return Err(ApiError::param("model", message));
+        }
+        model => model.map(str::to_owned),
+    };
+    let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
+    let rates = Rates { input, cached_input, output };
+    let price = platform.prices.add(NewPrice { account, model, rates, starts_ms }).await?;
+    tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
+    Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
+}

@@ -1,0 +1,55 @@
+//! `myriad prices`: what tokens cost, and for the operator, setting it.
+
+use serde_json::{Value, json};
+
+use super::table::Table;
+use crate::cli::{Prices, PricesAction, SetPrice};
+use crate::client::{Client, ClientError};
+
+pub async fn run(prices: &Prices) -> Result<(), ClientError> {
+    let client = Client::new(&prices.server)?;
+    match &prices.action {
+        None | Some(PricesAction::List) => {
+            let list = client.get("/v1/account/prices").await?;
+            let rows = list["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of prices".into()))?;
+            if rows.is_empty() {
+                println!("Nothing has a price: requests are counted and cost nothing.");
+            } else {
+                print!("{}", table(rows));
+            }
+        }
+        Some(PricesAction::Set(set)) => {
+            let made = client.at(&set.ops_url).post("/admin/v1/prices", &body(set)).await?;
+            print!("{}", table(&[made]));
+        }
+    }
+    Ok(())
+}
+
+fn body(set: &SetPrice) -> Value {
+    json!({
+        "input": set.input,
+        "cached_input": set.cached_input,
+        "output": set.output,
+        "model": set.model,
+        "account": set.account,
+    })
+}
+
+/// Dollars per million tokens.
+fn table(rows: &[Value]) -> String {
+    let mut table = Table::new(["version", "account", "model", "input", "cached", "output"]);
+    for row in rows {
+        let scope = |key: &str| row[key].as_str().unwrap_or("all").to_owned();
+        let usd = |key: &str| format!("${}", row[key].as_f64().unwrap_or(0.0));
+        table.push([
+            row["version"].to_string(),
+            scope("account"),
+            scope("model"),
+            usd("input"),
+            usd("cached_input"),
+            usd("output"),
+        ]);
+    }
+    table.text()
+}
