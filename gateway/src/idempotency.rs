@@ -21,6 +21,7 @@ use sqlx::Row;
 
 use crate::auth;
 use crate::error::ApiError;
+use crate::routes::unread;
 use crate::state::Platform;
 
 const HEADER: &str = "idempotency-key";
@@ -123,6 +124,13 @@ fn other_body() -> ApiError {
     ApiError::new(StatusCode::CONFLICT, "this Idempotency-Key was used for another request; use a new one")
 }
 
+/// What a request with a key is.
+enum Admission {
+    /// One that runs, its digest and its body.
+    New(Running, Digest, Bytes),
+    Repeat(Kept),
+}
+
 /// Wraps the routes that cost tokens.
 pub async fn once(
     mut request: ServiceRequest,
@@ -131,27 +139,19 @@ pub async fn once(
     let Some(key) = request.headers().get(HEADER).cloned() else {
         return Ok(next.call(request).await?.map_into_boxed_body());
     };
-    let caller = auth::caller(request.request())?;
-    let platform = request.app_data::<web::Data<Platform>>();
-    let replies = platform.ok_or_else(|| ApiError::internal("the platform is not there"))?.replies.clone();
-    if key.is_empty() || key.len() > KEY_BYTES {
-        return Err(ApiError::param(HEADER, format!("an Idempotency-Key has 1 to {KEY_BYTES} bytes")).into());
-    }
-    let body = request.extract::<Bytes>().await?;
-    let asked = Digest::of(&[request.path().as_bytes(), b"\0", &body].concat());
-    let slot = (caller.account, Digest::of(key.as_bytes()));
-    let running = replies.begin(slot, asked)?;
-    if let Some(kept) = replies.find(&running.slot).await? {
-        if kept.request != asked.to_string() {
-            return Err(other_body().into());
+    let (running, asked, body) = match admit(&mut request, key.as_bytes()).await {
+        Ok(Admission::New(running, asked, body)) => (running, asked, body),
+        Ok(Admission::Repeat(kept)) => {
+            let response = HttpResponse::Ok()
+                .insert_header((CONTENT_TYPE, kept.content_type))
+                .insert_header(("x-request-id", kept.request_id))
+                .insert_header(("idempotent-replayed", "true"))
+                .body(kept.body);
+            return Ok(request.into_response(response));
         }
-        let response = HttpResponse::Ok()
-            .insert_header((CONTENT_TYPE, kept.content_type))
-            .insert_header(("x-request-id", kept.request_id))
-            .insert_header(("idempotent-replayed", "true"))
-            .body(kept.body);
-        return Ok(request.into_response(response));
-    }
+        // A response, not an error: whatever wraps this adds its headers to responses.
+        Err(error) => return Ok(request.error_response(error)),
+    };
     request.set_payload(Payload::from(body));
     let response = next.call(request).await?;
     if response.status() != StatusCode::OK {
@@ -166,6 +166,23 @@ pub async fn once(
         body: String::new(),
     };
     Ok(response.map_body(|_, body| BoxBody::new(recorded(body, running, kept))))
+}
+
+async fn admit(request: &mut ServiceRequest, key: &[u8]) -> Result<Admission, ApiError> {
+    let caller = auth::caller(request.request())?;
+    let platform = request.app_data::<web::Data<Platform>>();
+    let replies = platform.ok_or_else(|| ApiError::internal("the platform is not there"))?.replies.clone();
+    if key.is_empty() || key.len() > KEY_BYTES {
+        return Err(ApiError::param(HEADER, format!("an Idempotency-Key has 1 to {KEY_BYTES} bytes")));
+    }
+    let body = request.extract::<Bytes>().await.map_err(|error| unread(&error))?;
+    let asked = Digest::of(&[request.path().as_bytes(), b"\0", &body].concat());
+    let running = replies.begin((caller.account, Digest::of(key)), asked)?;
+    match replies.find(&running.slot).await? {
+        None => Ok(Admission::New(running, asked, body)),
+        Some(kept) if kept.request == asked.to_string() => Ok(Admission::Repeat(kept)),
+        Some(_) => Err(other_body()),
+    }
 }
 
 /// The same body; its end is only sent once all of it is kept.

@@ -40,10 +40,13 @@ impl fmt::Display for FirstScreen {
         let toy = if self.toy { " (a toy; --model ORG/NAME for a real one)" } else { "" };
         let ready = self.ready_in.as_secs_f64();
         writeln!(f, "Myriad ready in {ready:.1} s    {}    model {}{toy}", self.device, self.models.join(", "))?;
+        writeln!(f, "  Start page  {}", self.url)?;
         writeln!(f, "  API         {}/v1", self.url)?;
         writeln!(f, "  Key         {}", self.key)?;
         writeln!(f, "  Adapters    {}", self.adapter_names())?;
-        let example = self.adapters.first().or(self.models.first()).map_or("", String::as_str);
+        // The built-in adapter that changes the answer to anything one says first.
+        let shown = self.adapters.iter().find(|name| *name == "support").or(self.adapters.first());
+        let example = shown.or(self.models.first()).map_or("", String::as_str);
         write!(
             f,
             "Next:  myriad chat {example}   |   myriad push ./my-lora my-lora   |   myriad serve --model Qwen/Qwen3-0.6B"

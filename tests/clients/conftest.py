@@ -52,14 +52,10 @@ def http(server):
 @pytest.fixture(scope="session")
 def random_adapters(server) -> list[str]:
     """Eight adapters of different ranks and linears under the first account."""
-    linears = list(lora.shapes())
-    names = []
+    adapters = lora.eight()
     with server.http() as http:
         account = http.get("/v1/account").json()["id"]
-        for number, rank in enumerate([1, 2, 3, 4, 8, 12, 16, 32]):
-            name = f"random-{rank}"
-            files = lora.adapter(number, rank, tuple(linears[number % 3 :: 1 + number % 2]))
+        for name, files in adapters.items():
             reply = http.put(f"/v1/adapters/{account}/{name}", files=lora.parts(files))
             assert reply.is_success, reply.text
-            names.append(name)
-    return names
+    return list(adapters)

@@ -1,9 +1,14 @@
-"""Random LoRA adapters for the built-in model, in PEFT's files, with nothing but the standard library."""
+"""Random LoRA adapters for the built-in model, in PEFT's files, with nothing but the standard library.
+
+    target/clients/openai3/bin/python tests/clients/lora.py FOLDER    # the crowd tests' eight, for `myriad push FOLDER/*`
+"""
 
 import array
 import json
 import random
 import struct
+import sys
+from pathlib import Path
 
 from server import MODEL, MODEL_FOLDER
 
@@ -45,6 +50,13 @@ def adapter(seed: int, rank: int = 4, linears: tuple[str, ...] = LINEARS) -> Fil
     return {"adapter_config.json": config(rank, linears), "adapter_model.safetensors": safetensors(tensors)}
 
 
+def eight() -> dict[str, Files]:
+    """Of different ranks and linears, by name."""
+    linears = list(shapes())
+    ranks = [1, 2, 3, 4, 8, 12, 16, 32]
+    return {f"random-{rank}": adapter(number, rank, tuple(linears[number % 3 :: 1 + number % 2])) for number, rank in enumerate(ranks)}
+
+
 def config(rank: int, linears: tuple[str, ...]) -> bytes:
     modules = [linear.split(".")[1] for linear in linears]
     return json.dumps(
@@ -78,3 +90,11 @@ def safetensors(tensors: dict[str, tuple[list[int], array.array]]) -> bytes:
 def parts(files: Files) -> list:
     """As httpx wants the parts of a multipart upload."""
     return [("files", (name, content)) for name, content in files.items()]
+
+
+if __name__ == "__main__":
+    for name, files in eight().items():
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (folder / file).write_bytes(content)

@@ -63,5 +63,8 @@ def test_at_the_same_time_only_one_of_them_runs(http):
 
 
 def test_a_key_has_a_bounded_length_and_needs_an_account(http):
-    assert ask(http, "k" * 256).status_code == 400
+    refused = ask(http, "k" * 256)
+    assert refused.status_code == 400 and refused.headers["x-request-id"]
+    large = http.post("/v1/chat/completions", content=b" " * (17 << 20), headers={"Idempotency-Key": "large"})
+    assert large.status_code == 413 and "bytes" in large.json()["error"]["message"]
     assert http.post("/v1/chat/completions", json=BODY, headers={"Idempotency-Key": "k", "Authorization": "Bearer no"}).status_code == 401

@@ -10,6 +10,8 @@ mod models;
 mod ops;
 mod reply;
 
+pub use reply::unread;
+
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
 use actix_web::middleware::from_fn;

@@ -33,7 +33,7 @@ impl FromRequest for JsonObject {
 }
 
 /// A body that did not arrive whole, as an error of the same shape as all others.
-fn unread(error: &actix_web::Error) -> ApiError {
+pub fn unread(error: &actix_web::Error) -> ApiError {
     match error.as_response_error().status_code() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {JSON_BYTES} bytes"))
