@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use adapter_store::AdapterStore;
-use billing::{Journal, Prices};
+use billing::{Journal, Ledger, Prices, Wallets};
 use gateway::{Accounts, Metrics, Platform, Replies, ServedModel, StoreImages};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
@@ -92,11 +92,11 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let loaded = load(&config, &sources, &cpu)?;
     let device = format!("cpu {} {}", cpu.path.name(), loaded.first().map_or("", |model| model.dtype.name()));
 
-    let database =
-        config.database.clone().unwrap_or_else(|| format!("sqlite:{}", data.join("myriad.sqlite").display()));
+    let database = config.database.clone().unwrap_or_else(|| Db::sqlite_url(&data.join("myriad.sqlite")));
     let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
     let db = Db::open(&database).await?;
     let platform = Arc::new(assemble(&config, &account, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
+    gateway::follow_changes(&platform, db.clone());
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -116,6 +116,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     };
     println!("{screen}");
     servers.run_until(stop_signal(), Duration::from_secs(config.drain_timeout_s)).await?;
+    platform.wallets.give_back_all().await?;
+    platform.journal.close().await?;
     db.close().await;
     Ok(())
 }
@@ -241,7 +243,8 @@ async fn assemble(
         Some(ServedModel { id, text, defaults, context, vocabulary, fingerprint, loaded_s })
     });
     let models = served.collect();
-    let (journal, interrupted) = Journal::open(db.clone()).await?;
+    let prices = Prices::open(db.clone()).await?;
+    let (journal, interrupted) = Journal::open(db.clone(), prices.clone()).await?;
     if interrupted > 0 {
         tracing::warn!(
             interrupted,
@@ -250,12 +253,15 @@ async fn assemble(
     }
     let mut cache_secret = [0u8; 32];
     getrandom::fill(&mut cache_secret).map_err(std::io::Error::other)?;
+    let ledger = Ledger::new(db.clone());
     Ok(Platform {
         engine,
         models,
         store,
+        prices,
+        wallets: Wallets::new(ledger.clone(), journal.clone()),
+        ledger,
         journal,
-        prices: Prices::open(db.clone()).await?,
         accounts: Accounts::open(db.clone()).await?,
         operator: operator.clone(),
         replies: Replies::new(db),

@@ -3,15 +3,13 @@
 //! Blobs come first and rows last, in one transaction: whatever stops in between leaves nothing that can be seen.
 
 use platform::units::now_ms;
-use platform::{AccountName, AdapterName, Digest};
-use sqlx::{Row, Sqlite, Transaction};
+use platform::{AccountName, AdapterName, DbTransaction, Digest};
+use sqlx::Row;
 
 use crate::StoreError;
 use crate::reference::{DEFAULT_ALIAS, check_alias};
 use crate::store::{AdapterStore, Canary, Checked, Report};
 use crate::versions::{Version, file_key, number};
-
-pub type Tx = Transaction<'static, Sqlite>;
 
 impl AdapterStore {
     /// Stores an upload and gives it a version: durable when this returns. The same adapter again is the same version, with the
@@ -57,7 +55,7 @@ impl AdapterStore {
 
     async fn write_rows(&self, checked: &Checked, alias: Option<&str>) -> Result<u32, StoreError> {
         let name = (checked.account.as_str(), checked.name.as_str());
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write(&lock_name(name)).await?;
         claim_name(&mut transaction, checked).await?;
         let version = match known_version(&mut transaction, checked).await? {
             Some(version) => version,
@@ -93,13 +91,18 @@ impl AdapterStore {
 }
 
 async fn point_in(store: &AdapterStore, name: (&str, &str), alias: &str, version: u32) -> Result<(), StoreError> {
-    let mut transaction = store.db.pool().begin_with("BEGIN IMMEDIATE").await?;
+    let mut transaction = store.db.write(&lock_name(name)).await?;
     point(&mut transaction, name, alias, version).await?;
     Ok(transaction.commit().await?)
 }
 
+/// What a transaction names that changes an adapter's rows: such run one after the other.
+pub fn lock_name((account, name): (&str, &str)) -> String {
+    format!("adapter {account}/{name}")
+}
+
 /// The name is the adapter's as long as it exists, and so is its base.
-async fn claim_name(transaction: &mut Tx, checked: &Checked) -> Result<(), StoreError> {
+async fn claim_name(transaction: &mut DbTransaction, checked: &Checked) -> Result<(), StoreError> {
     let (account, name) = (checked.account.as_str(), checked.name.as_str());
     sqlx::query(
         "INSERT INTO adapters (account, name, base, last_version, created_ms) VALUES ($1, $2, $3, 0, $4) \
@@ -124,7 +127,7 @@ async fn claim_name(transaction: &mut Tx, checked: &Checked) -> Result<(), Store
     Err(StoreError::OtherBase { account: account.into(), name: name.into(), was, base: checked.base.clone() })
 }
 
-async fn known_version(transaction: &mut Tx, checked: &Checked) -> Result<Option<u32>, StoreError> {
+async fn known_version(transaction: &mut DbTransaction, checked: &Checked) -> Result<Option<u32>, StoreError> {
     let known = sqlx::query("SELECT version FROM adapter_versions WHERE account = $1 AND name = $2 AND digest = $3")
         .bind(checked.account.as_str())
         .bind(checked.name.as_str())
@@ -134,7 +137,7 @@ async fn known_version(transaction: &mut Tx, checked: &Checked) -> Result<Option
     known.map(|row| number(&row, "version")).transpose()
 }
 
-async fn add_version(transaction: &mut Tx, checked: &Checked) -> Result<u32, StoreError> {
+async fn add_version(transaction: &mut DbTransaction, checked: &Checked) -> Result<u32, StoreError> {
     let (account, name, report) = (checked.account.as_str(), checked.name.as_str(), &checked.report);
     let row = sqlx::query(
         "UPDATE adapters SET last_version = last_version + 1 WHERE account = $1 AND name = $2 \
@@ -179,7 +182,7 @@ async fn add_version(transaction: &mut Tx, checked: &Checked) -> Result<u32, Sto
 }
 
 /// Points `default` at the newest version, unless it is pinned.
-pub async fn follow_newest(transaction: &mut Tx, (account, name): (&str, &str)) -> Result<(), StoreError> {
+pub async fn follow_newest(transaction: &mut DbTransaction, (account, name): (&str, &str)) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO adapter_aliases (account, name, alias, version, pinned) \
          SELECT account, name, $3, MAX(version), FALSE FROM adapter_versions \
@@ -195,7 +198,7 @@ pub async fn follow_newest(transaction: &mut Tx, (account, name): (&str, &str)) 
 }
 
 async fn point(
-    transaction: &mut Tx,
+    transaction: &mut DbTransaction,
     (account, name): (&str, &str),
     alias: &str,
     version: u32,

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use platform::units::now_ms;
-use platform::{AccountName, AdapterName, Digest};
+use platform::{AccountName, AdapterName, DbTransaction, Digest};
 use sqlx::Row;
 
 use crate::StoreError;
-use crate::publish::{Tx, follow_newest};
+use crate::publish::{follow_newest, lock_name};
 use crate::reference::{DEFAULT_ALIAS, check_alias};
 use crate::store::AdapterStore;
 use crate::versions::{digest_of, file_key, missing, missing_version};
@@ -24,7 +24,7 @@ impl AdapterStore {
     ///
     /// Its row stays, so that a number once given never means another version in someone's records.
     pub async fn delete(&self, account: &AccountName, name: &AdapterName) -> Result<Vec<Digest>, StoreError> {
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let deleted = Deleted::of(&mut transaction, (account, name), None).await?;
         if deleted.digests.is_empty() {
             return Err(missing(account, name));
@@ -52,7 +52,7 @@ impl AdapterStore {
         name: &AdapterName,
         version: u32,
     ) -> Result<Vec<Digest>, StoreError> {
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let deleted = Deleted::of(&mut transaction, (account, name), Some(version)).await?;
         if deleted.digests.is_empty() {
             return Err(missing_version(account, name, version));
@@ -72,7 +72,7 @@ impl AdapterStore {
     /// Removes an alias. Removing `default` unpins it: it follows the newest version again.
     pub async fn remove_alias(&self, account: &AccountName, name: &AdapterName, alias: &str) -> Result<(), StoreError> {
         check_alias(alias)?;
-        let mut transaction = self.db.pool().begin_with("BEGIN IMMEDIATE").await?;
+        let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let removed = sqlx::query("DELETE FROM adapter_aliases WHERE account = $1 AND name = $2 AND alias = $3")
             .bind(account.as_str())
             .bind(name.as_str())
@@ -115,7 +115,7 @@ impl AdapterStore {
 impl Deleted {
     /// What an adapter's rows lead to, all of them or those of one version.
     async fn of(
-        transaction: &mut Tx,
+        transaction: &mut DbTransaction,
         (account, name): (&AccountName, &AdapterName),
         version: Option<u32>,
     ) -> Result<Self, StoreError> {
@@ -140,7 +140,7 @@ impl Deleted {
 }
 
 async fn refuse_in_use(
-    transaction: &mut Tx,
+    transaction: &mut DbTransaction,
     (account, name): (&AccountName, &AdapterName),
     version: u32,
 ) -> Result<(), StoreError> {

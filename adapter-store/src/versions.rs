@@ -1,7 +1,7 @@
 //! What is stored, as it is read: versions, aliases, files.
 
-use platform::{AccountName, AdapterName, Digest};
-use sqlx::{Row, sqlite::SqliteRow};
+use platform::{AccountName, AdapterName, DbRow, Digest};
+use sqlx::Row;
 
 use crate::StoreError;
 use crate::reference::{DEFAULT_ALIAS, Selector};
@@ -98,14 +98,18 @@ impl AdapterStore {
 
     pub async fn aliases(&self, account: &AccountName, name: &AdapterName) -> Result<Vec<Alias>, StoreError> {
         let rows = sqlx::query(
-            "SELECT alias, version, pinned FROM adapter_aliases WHERE account = $1 AND name = $2 ORDER BY alias",
+            "SELECT alias, version, CAST(pinned AS INTEGER) AS pinned FROM adapter_aliases WHERE account = $1 AND name = $2 ORDER BY alias",
         )
         .bind(account.as_str())
         .bind(name.as_str())
         .fetch_all(self.db.pool())
         .await?;
-        let alias = |row: &SqliteRow| {
-            Ok(Alias { alias: row.try_get("alias")?, version: number(row, "version")?, pinned: row.try_get("pinned")? })
+        let alias = |row: &DbRow| {
+            Ok(Alias {
+                alias: row.try_get("alias")?,
+                version: number(row, "version")?,
+                pinned: row.try_get::<i64, _>("pinned")? != 0,
+            })
         };
         rows.iter().map(alias).collect()
     }
@@ -155,12 +159,12 @@ pub fn missing_version(account: &AccountName, name: &AdapterName, version: u32) 
     StoreError::MissingVersion { account: account.to_string(), name: name.to_string(), version }
 }
 
-pub fn number(row: &SqliteRow, column: &str) -> Result<u32, StoreError> {
+pub fn number(row: &DbRow, column: &str) -> Result<u32, StoreError> {
     let number: i64 = row.try_get(column)?;
     Ok(u32::try_from(number).map_err(|_| odd(column))?)
 }
 
-pub fn digest_of(row: &SqliteRow) -> Result<Digest, StoreError> {
+pub fn digest_of(row: &DbRow) -> Result<Digest, StoreError> {
     Ok(row.try_get::<String, _>("digest")?.parse().map_err(|_| odd("digest"))?)
 }
 
@@ -168,7 +172,7 @@ fn odd(column: &str) -> sqlx::Error {
     sqlx::Error::Decode(format!("the stored {column} is not what was written").into())
 }
 
-fn version_of(row: &SqliteRow) -> Result<Version, StoreError> {
+fn version_of(row: &DbRow) -> Result<Version, StoreError> {
     let text = |column: &str| row.try_get::<String, _>(column);
     Ok(Version {
         account: text("account")?.parse().map_err(|_| odd("account"))?,

@@ -1,11 +1,24 @@
 //! A request's row: opened before its first byte, marked while it runs, settled once.
 
-use platform::units::now_ms;
-use platform::{AccountName, Db, RequestId};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use crate::BillingError;
+use platform::units::now_ms;
+use platform::{AccountName, Db, DbKind, DbRow, DbTransaction, RequestId};
+use sqlx::Row;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::ledger::{apply_in, lock_name};
+use crate::rules::Command;
+use crate::writer::{self, Settlement, Write, charge_id};
+use crate::{BillingError, Charge, Prices};
+
+/// How often a server says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// One that has not said so for this long is dead, in milliseconds.
+const DEAD_AFTER_MS: i64 = 10_000;
+/// Who was away for longer may find others not to have been seen only because the database was away for all.
+const GRACE: Duration = Duration::from_secs(6);
 
 /// What a request used. The engine's count, never an estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +33,8 @@ pub struct Quantities {
 pub enum Finish {
     Stop,
     Length,
+    /// The account's credit, or a cap, allowed no more tokens.
+    Credit,
     Cancelled,
     Error,
 }
@@ -29,6 +44,7 @@ impl Finish {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::Credit => "credit",
             Self::Cancelled => "cancelled",
             Self::Error => "error",
         }
@@ -49,6 +65,8 @@ pub struct NewRequest {
     pub adapter: Option<(String, u32)>,
     /// Of the price in force; none: it is free.
     pub price_version: Option<i64>,
+    /// What the caller sorts its requests by.
+    pub tag: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,94 +82,199 @@ pub struct RequestRow {
     pub finished_ms: Option<i64>,
     pub quantities: Quantities,
     pub price_version: Option<i64>,
+    pub tag: Option<String>,
     pub finish: String,
 }
 
-/// The journal of requests.
+/// The journal of requests. Rows are written by one task, see [`writer`].
 #[derive(Debug, Clone)]
 pub struct Journal {
     db: Db,
+    prices: Prices,
+    instance: String,
+    writes: mpsc::UnboundedSender<Write>,
 }
 
 impl Journal {
-    /// Opens the journal. What was running when the last process died is closed as `interrupted`, with the counts of its
-    /// last mark; returns how many there were.
-    pub async fn open(db: Db) -> Result<(Self, u64), BillingError> {
-        let closed =
-            sqlx::query("UPDATE requests SET finish = 'interrupted', finished_ms = $1 WHERE finish = 'running'")
-                .bind(now_ms())
-                .execute(db.pool())
-                .await?
-                .rows_affected();
-        Ok((Self { db }, closed))
+    /// Opens the journal. What was running on servers that died is closed as `interrupted`, with the counts of its last mark;
+    /// returns how many such requests there were.
+    pub async fn open(db: Db, prices: Prices) -> Result<(Self, u64), BillingError> {
+        let instance = RequestId::fresh("instance").to_string();
+        let (writes, inbox) = mpsc::unbounded_channel();
+        tokio::spawn(writer::run(db.clone(), instance.clone(), inbox));
+        let journal = Self { db, prices, instance, writes };
+        journal.say_alive().await?;
+        // The data directory's lock keeps a second server from an SQLite file.
+        let dead_after = if journal.db.kind() == DbKind::Sqlite { 0 } else { DEAD_AFTER_MS };
+        let closed = journal.bury(dead_after).await?;
+        tokio::spawn(journal.clone().watch());
+        Ok((journal, closed))
     }
 
     pub(crate) fn db(&self) -> &Db {
         &self.db
     }
 
+    /// This server, as rows and reservations name it.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// Writes the row: durable when this returns.
     pub async fn begin(&self, request: &NewRequest) -> Result<(), BillingError> {
-        let (adapter, version) = match &request.adapter {
-            Some((adapter, version)) => (Some(adapter.as_str()), Some(i64::from(*version))),
-            None => (None, None),
-        };
-        sqlx::query(
-            "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, started_ms, price_version, finish) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'running')",
-        )
-        .bind(request.id.as_str())
-        .bind(request.account.as_str())
-        .bind(&request.key_id)
-        .bind(request.endpoint)
-        .bind(&request.model)
-        .bind(&request.base)
-        .bind(adapter)
-        .bind(version)
-        .bind(now_ms())
-        .bind(request.price_version)
-        .execute(self.db.pool())
-        .await?;
-        Ok(())
+        let (done, written) = oneshot::channel();
+        self.hand_in(Write::Begin(request.clone(), done))?;
+        written.await.map_err(|_| BillingError::Closed)?
     }
 
     /// Notes what has been delivered so far: what a killed process leaves behind is settled at it.
-    pub async fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<(), BillingError> {
-        sqlx::query(
-            "UPDATE requests SET prompt_tokens = $2, cached_tokens = $3, completion_tokens = $4 \
-             WHERE id = $1 AND finish = 'running'",
-        )
-        .bind(id.as_str())
-        .bind(quantities.prompt_tokens as i64)
-        .bind(quantities.cached_tokens as i64)
-        .bind(quantities.completion_tokens as i64)
-        .execute(self.db.pool())
-        .await?;
+    pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<(), BillingError> {
+        self.hand_in(Write::Mark(id.clone(), quantities))
+    }
+
+    /// Closes the row and takes what it costs: durable when this returns. True the first time; a repeat changes nothing.
+    pub async fn settle(
+        &self,
+        id: &RequestId,
+        quantities: Quantities,
+        finish: Finish,
+        charge: Option<Charge>,
+    ) -> Result<bool, BillingError> {
+        let (done, written) = oneshot::channel();
+        self.hand_in(Write::Settle(Settlement { id: id.clone(), quantities, finish, charge }, done))?;
+        written.await.map_err(|_| BillingError::Closed)?
+    }
+
+    /// Returns when all that was handed in before is durable.
+    pub async fn flush(&self) -> Result<(), BillingError> {
+        let (done, written) = oneshot::channel();
+        self.hand_in(Write::Flush(done))?;
+        written.await.map_err(|_| BillingError::Closed)
+    }
+
+    /// Writes what is left and signs off: this server leaves nothing that another one would have to close.
+    pub async fn close(&self) -> Result<(), BillingError> {
+        self.flush().await?;
+        let left = sqlx::query("SELECT 1 FROM requests WHERE instance = $1 AND finish = 'running' LIMIT 1");
+        if left.bind(&self.instance).fetch_optional(self.db.pool()).await?.is_none() {
+            sqlx::query("DELETE FROM instances WHERE id = $1").bind(&self.instance).execute(self.db.pool()).await?;
+        }
         Ok(())
     }
 
-    /// Closes the row: durable when this returns. True the first time; a repeat changes nothing.
-    pub async fn settle(&self, id: &RequestId, quantities: Quantities, finish: Finish) -> Result<bool, BillingError> {
-        let settled = sqlx::query(
-            "UPDATE requests SET prompt_tokens = $2, cached_tokens = $3, completion_tokens = $4, finish = $5, finished_ms = $6 \
-             WHERE id = $1 AND finish = 'running'",
+    fn hand_in(&self, write: Write) -> Result<(), BillingError> {
+        self.writes.send(write).map_err(|_| BillingError::Closed)
+    }
+
+    /// Says that this server lives, and buries those that no longer do.
+    async fn watch(self) {
+        let mut beats = tokio::time::interval(HEARTBEAT);
+        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last_beat = Instant::now();
+        loop {
+            beats.tick().await;
+            if self.db.pool().is_closed() {
+                return;
+            }
+            let said = self.say_alive().await;
+            let was_here = last_beat.elapsed() < GRACE;
+            if said.is_ok() {
+                last_beat = Instant::now();
+            }
+            let buried = match said {
+                Ok(()) if was_here && self.db.kind() == DbKind::Postgres => self.bury(DEAD_AFTER_MS).await,
+                other => other.map(|()| 0),
+            };
+            match buried {
+                Ok(0) => {}
+                Ok(closed) => {
+                    tracing::warn!(closed, "another server has died; its requests are closed at their last mark")
+                }
+                Err(error) => tracing::warn!(%error, "the database does not take this server's sign of life"),
+            }
+        }
+    }
+
+    async fn say_alive(&self) -> Result<(), BillingError> {
+        let now = self.db.now_sql();
+        let sql = format!(
+            "INSERT INTO instances (id, started_ms, seen_ms) VALUES ($1, {now}, {now}) \
+             ON CONFLICT (id) DO UPDATE SET seen_ms = excluded.seen_ms"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.instance).execute(self.db.pool()).await?;
+        Ok(())
+    }
+
+    /// Closes what servers have left behind that have not been seen for so long. Returns how many requests that were.
+    async fn bury(&self, dead_after_ms: i64) -> Result<u64, BillingError> {
+        let sql = format!("SELECT id FROM instances WHERE id <> $1 AND seen_ms <= {} - $2", self.db.now_sql());
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(&self.instance)
+            .bind(dead_after_ms)
+            .fetch_all(self.db.pool())
+            .await?;
+        let mut closed = 0;
+        for row in rows {
+            let dead: String = row.try_get("id")?;
+            for account in self.left_by(&dead).await? {
+                closed += self.bury_in(&dead, &account).await?;
+            }
+            sqlx::query("DELETE FROM instances WHERE id = $1").bind(&dead).execute(self.db.pool()).await?;
+        }
+        Ok(closed)
+    }
+
+    /// Accounts with requests or reservations of a dead server.
+    async fn left_by(&self, dead: &str) -> Result<BTreeSet<AccountName>, BillingError> {
+        let rows = sqlx::query(
+            "SELECT account FROM requests WHERE instance = $1 AND finish = 'running' \
+             UNION SELECT account FROM reservations WHERE instance = $1 AND closed_ms IS NULL",
         )
-        .bind(id.as_str())
-        .bind(quantities.prompt_tokens as i64)
-        .bind(quantities.cached_tokens as i64)
-        .bind(quantities.completion_tokens as i64)
-        .bind(finish.name())
-        .bind(now_ms())
-        .execute(self.db.pool())
+        .bind(dead)
+        .fetch_all(self.db.pool())
         .await?;
-        if settled.rows_affected() == 1 {
-            return Ok(true);
+        rows.iter().map(|row| account_of(row)).collect()
+    }
+
+    /// One account's part: requests are charged at their last marks, and the rest of the reservations is given back.
+    async fn bury_in(&self, dead: &str, account: &AccountName) -> Result<u64, BillingError> {
+        let mut transaction = self.db.write(&lock_name(account)).await?;
+        let reservations = open_reservations(&mut transaction, dead, account).await?;
+        let running = sqlx::query(
+            "UPDATE requests SET finish = 'interrupted', finished_ms = $3 \
+             WHERE instance = $1 AND account = $2 AND finish = 'running' RETURNING *",
+        )
+        .bind(dead)
+        .bind(account.as_str())
+        .bind(now_ms())
+        .fetch_all(&mut *transaction)
+        .await?;
+        let rows = running.iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
+        let mut conflict = false;
+        for row in &rows {
+            let rates = row.price_version.and_then(|version| self.prices.rates(version));
+            let amount = rates.map_or(0, |rates| rates.cost(&row.quantities, &row.finish));
+            let (Some(reservation), 1..) = (reservations.first(), amount) else { continue };
+            let command = Command::Settle { reservation: reservation.clone(), amount };
+            let id = charge_id(&row.id);
+            match apply_in(&mut transaction, &id, account, &command, Some("interrupted"), dead).await? {
+                None => conflict = true,
+                Some(Ok(())) => {}
+                Some(Err(refusal)) => {
+                    tracing::error!(request = row.id, %refusal, "an interrupted request could not be charged")
+                }
+            }
         }
-        let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(id.as_str());
-        match known.fetch_optional(self.db.pool()).await? {
-            Some(_) => Ok(false),
-            None => Err(BillingError::Missing(id.clone())),
+        for reservation in reservations {
+            let id = format!("void {reservation}");
+            let command = Command::Void { reservation };
+            conflict |= apply_in(&mut transaction, &id, account, &command, Some("server died"), dead).await?.is_none();
         }
+        if conflict {
+            return Err(BillingError::Conflict(dead.to_owned()));
+        }
+        transaction.commit().await?;
+        Ok(rows.len() as u64)
     }
 
     /// The account's requests, newest first, after the one with id `after`.
@@ -175,7 +298,27 @@ impl Journal {
     }
 }
 
-fn row_of(row: &SqliteRow) -> Result<RequestRow, BillingError> {
+fn account_of(row: &DbRow) -> Result<AccountName, BillingError> {
+    let name: String = row.try_get("account")?;
+    name.parse().map_err(|_| BillingError::NoAccount(name))
+}
+
+async fn open_reservations(
+    transaction: &mut DbTransaction,
+    instance: &str,
+    account: &AccountName,
+) -> Result<Vec<String>, BillingError> {
+    let rows = sqlx::query(
+        "SELECT id FROM reservations WHERE instance = $1 AND account = $2 AND closed_ms IS NULL ORDER BY created_ms",
+    )
+    .bind(instance)
+    .bind(account.as_str())
+    .fetch_all(&mut **transaction)
+    .await?;
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
+fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
     let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
     Ok(RequestRow {
         id: row.try_get("id")?,
@@ -193,76 +336,92 @@ fn row_of(row: &SqliteRow) -> Result<RequestRow, BillingError> {
             completion_tokens: count("completion_tokens")?,
         },
         price_version: row.try_get("price_version")?,
+        tag: row.try_get("tag")?,
         finish: row.try_get("finish")?,
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use platform::testing::databases;
+
     use super::*;
-
-    async fn journal(db: &Db) -> (Journal, u64) {
-        sqlx::query("INSERT INTO accounts (name, created_ms) VALUES ('acme', 0) ON CONFLICT DO NOTHING")
-            .execute(db.pool())
-            .await
-            .unwrap();
-        Journal::open(db.clone()).await.unwrap()
-    }
-
-    fn request() -> NewRequest {
-        NewRequest {
-            id: RequestId::fresh("chatcmpl"),
-            account: "acme".parse().unwrap(),
-            key_id: "key".into(),
-            endpoint: "chat.completions",
-            model: "sql@prod".into(),
-            base: "mini".into(),
-            adapter: Some(("acme/sql".into(), 3)),
-            price_version: None,
-        }
-    }
+    use crate::testing::{account, journal, request};
 
     const TEN: Quantities = Quantities { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 10 };
 
     #[tokio::test]
     async fn a_request_is_settled_once_and_what_came_later_changes_nothing() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        let (journal, _) = journal(&db).await;
-        let request = request();
-        journal.begin(&request).await.unwrap();
-        assert!(journal.settle(&request.id, TEN, Finish::Stop).await.unwrap());
-        assert!(!journal.settle(&request.id, Quantities::default(), Finish::Error).await.unwrap());
-        journal.mark(&request.id, Quantities::default()).await.unwrap();
-        let rows = journal.list(&request.account, None, 10).await.unwrap();
-        assert_eq!((rows.len(), rows[0].quantities, rows[0].finish.as_str()), (1, TEN, "stop"));
-        assert!(journal.settle(&RequestId::fresh("x"), TEN, Finish::Stop).await.is_err());
+        for db in databases().await {
+            let (journal, _) = journal(&db).await;
+            let request = request();
+            journal.begin(&request).await.unwrap();
+            assert!(journal.settle(&request.id, TEN, Finish::Stop, None).await.unwrap());
+            assert!(!journal.settle(&request.id, Quantities::default(), Finish::Error, None).await.unwrap());
+            journal.mark(&request.id, Quantities::default()).unwrap();
+            // Begun again, as after a connection that was lost behind a commit.
+            journal.begin(&request).await.unwrap();
+            journal.flush().await.unwrap();
+            let rows = journal.list(&request.account, None, 10).await.unwrap();
+            assert_eq!((rows.len(), rows[0].quantities, rows[0].finish.as_str()), (1, TEN, "stop"));
+            assert!(journal.settle(&RequestId::fresh("x"), TEN, Finish::Stop, None).await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn one_write_that_is_wrong_fails_alone() {
+        for db in databases().await {
+            let (journal, _) = journal(&db).await;
+            let stranger = NewRequest { account: "stranger".parse().unwrap(), ..request() };
+            let requests: Vec<NewRequest> =
+                (0..20).map(|at| if at == 7 { stranger.clone() } else { request() }).collect();
+            let begun = futures::future::join_all(requests.iter().map(|request| journal.begin(request))).await;
+            for (at, begun) in begun.into_iter().enumerate() {
+                assert_eq!(begun.is_ok(), at != 7, "{at}: {begun:?}");
+            }
+            let settled =
+                futures::future::join_all(requests.iter().map(|r| journal.settle(&r.id, TEN, Finish::Length, None)))
+                    .await;
+            for (at, settled) in settled.into_iter().enumerate() {
+                assert_eq!(settled.is_ok(), at != 7, "{at}: {settled:?}");
+            }
+            let rows = journal.list(&account(), None, 100).await.unwrap();
+            assert!(rows.len() == 19 && rows.iter().all(|row| row.finish == "length" && row.quantities == TEN));
+        }
     }
 
     #[tokio::test]
     async fn what_ran_when_the_process_died_is_closed_at_its_last_mark() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        let (first, _) = journal(&db).await;
-        let request = request();
-        first.begin(&request).await.unwrap();
-        first.mark(&request.id, TEN).await.unwrap();
-        let (second, closed) = journal(&db).await;
-        let rows = second.list(&request.account, None, 10).await.unwrap();
-        assert_eq!((closed, rows[0].quantities, rows[0].finish.as_str()), (1, TEN, "interrupted"));
+        for db in databases().await {
+            let (first, _) = journal(&db).await;
+            let request = request();
+            first.begin(&request).await.unwrap();
+            first.mark(&request.id, TEN).unwrap();
+            first.flush().await.unwrap();
+            let (second, _) = journal(&db).await;
+            second.bury(0).await.unwrap();
+            let rows = second.list(&request.account, None, 10).await.unwrap();
+            assert_eq!((rows[0].quantities, rows[0].finish.as_str()), (TEN, "interrupted"));
+            // It was not dead after all: what it says now comes too late.
+            let late = Quantities { completion_tokens: 99, ..TEN };
+            assert!(!first.settle(&request.id, late, Finish::Stop, None).await.unwrap());
+            assert_eq!(second.list(&request.account, None, 10).await.unwrap(), rows);
+        }
     }
 
     #[tokio::test]
     async fn pages_of_the_list_follow_each_other_without_gap() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        let (journal, _) = journal(&db).await;
-        for _ in 0..5 {
-            journal.begin(&request()).await.unwrap();
+        for db in databases().await {
+            let (journal, _) = journal(&db).await;
+            for _ in 0..5 {
+                journal.begin(&request()).await.unwrap();
+            }
+            let all = journal.list(&account(), None, 10).await.unwrap();
+            let first = journal.list(&account(), None, 2).await.unwrap();
+            let rest = journal.list(&account(), Some(&first[1].id), 10).await.unwrap();
+            assert_eq!([first, rest].concat(), all);
+            let other: AccountName = "other".parse().unwrap();
+            assert!(journal.list(&other, None, 10).await.unwrap().is_empty());
         }
-        let account: AccountName = "acme".parse().unwrap();
-        let all = journal.list(&account, None, 10).await.unwrap();
-        let first = journal.list(&account, None, 2).await.unwrap();
-        let rest = journal.list(&account, Some(&first[1].id), 10).await.unwrap();
-        assert_eq!([first, rest].concat(), all);
-        let other: AccountName = "other".parse().unwrap();
-        assert!(journal.list(&other, None, 10).await.unwrap().is_empty());
     }
 }

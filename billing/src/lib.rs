@@ -1,15 +1,24 @@
-//! The request journal, exactly one row per request with the engine's own counts; prices; usage.
+//! Money: the request journal, exactly one row per request with the engine's own counts; prices; the double-entry ledger; credit.
 //!
 //! A row holds quantities and the version of the price that was in force: money is derived from them. What has no price costs 0.
 //! Knows nothing of HTTP or tensors.
 
 mod journal;
+mod ledger;
 mod price;
+mod rules;
+#[cfg(test)]
+mod testing;
 mod usage;
+mod wallet;
+mod writer;
 
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
+pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
+pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
 pub use usage::{GroupBy, UsageRow};
+pub use wallet::{Charge, Hold, Wallets};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {
@@ -21,6 +30,29 @@ pub enum BillingError {
     PriceInThePast,
     #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens")]
     PriceRange,
+    #[error("there is no account {0}")]
+    NoAccount(String),
+    #[error("account {0} owes {1} nano-dollars; top it up before it becomes prepaid")]
+    Owes(String, Nano),
+    #[error("the id {0:?} was used for another command")]
+    IdReused(String),
+    #[error("reservation {0} is closed or holds less than was to be taken from it")]
+    OverReserved(String),
+    #[error("other writers came in between, again and again: {0}")]
+    Conflict(String),
+    #[error("the journal is closed")]
+    Closed,
+}
+
+impl BillingError {
+    /// Whether the database may take the same write a little later.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Db(error) => error.is_passing(),
+            Self::Conflict(_) => true,
+            _ => false,
+        }
+    }
 }
 
 impl From<sqlx::Error> for BillingError {

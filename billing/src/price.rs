@@ -6,7 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use platform::units::now_ms;
-use platform::{AccountName, Db};
+use platform::{AccountName, Db, DbRow};
 use sqlx::Row;
 
 use crate::{BillingError, Finish, Quantities};
@@ -25,6 +25,17 @@ pub struct Rates {
 }
 
 impl Rates {
+    pub const fn are_free(&self) -> bool {
+        self.input == 0 && self.cached_input == 0 && self.output == 0
+    }
+
+    /// Nano-dollars that so many tokens cost at most, whatever the prefix cache has of the prompt.
+    pub fn most(&self, prompt_tokens: u64, completion_tokens: u64) -> i64 {
+        let input = i128::from(self.input.max(self.cached_input));
+        let sum = i128::from(prompt_tokens) * input + i128::from(completion_tokens) * i128::from(self.output);
+        i64::try_from((sum + MILLION - 1) / MILLION).unwrap_or(i64::MAX)
+    }
+
     /// Nano-dollars, rounded up. What failed before its first token is free.
     pub fn cost(&self, quantities: &Quantities, finish: &str) -> i64 {
         if finish == Finish::Error.name() && quantities.completion_tokens == 0 {
@@ -76,8 +87,15 @@ pub struct Prices {
 
 impl Prices {
     pub async fn open(db: Db) -> Result<Self, BillingError> {
-        let rows = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(db.pool()).await?;
-        let price = |row: &sqlx::sqlite::SqliteRow| -> Result<Price, sqlx::Error> {
+        let prices = Self { db, known: Arc::default() };
+        prices.reload().await?;
+        Ok(prices)
+    }
+
+    /// Reads all versions again: another server may have added some.
+    pub async fn reload(&self) -> Result<(), BillingError> {
+        let rows = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(self.db.pool()).await?;
+        let price = |row: &DbRow| -> Result<Price, sqlx::Error> {
             Ok(Price {
                 version: row.try_get("version")?,
                 account: row.try_get("account")?,
@@ -91,7 +109,8 @@ impl Prices {
             })
         };
         let known = rows.iter().map(price).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { db, known: Arc::new(RwLock::new(known)) })
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(())
     }
 
     pub fn all(&self) -> Vec<Price> {
@@ -110,6 +129,7 @@ impl Prices {
             return Err(BillingError::PriceRange);
         }
         let account = new.account.map(|account| account.to_string());
+        let mut transaction = self.db.write("prices").await?;
         let row = sqlx::query(
             "INSERT INTO prices (version, account, model, input, cached_input, output, starts_ms, created_ms) \
              SELECT COALESCE(MAX(version), 0) + 1, $1, $2, $3, $4, $5, $6, $7 FROM prices RETURNING version",
@@ -121,10 +141,12 @@ impl Prices {
         .bind(output)
         .bind(starts_ms)
         .bind(now)
-        .fetch_one(self.db.pool())
+        .fetch_one(&mut *transaction)
         .await?;
+        sqlx::query("UPDATE changes SET number = number + 1 WHERE what = 'prices'").execute(&mut *transaction).await?;
+        transaction.commit().await?;
         let price = Price { version: row.try_get("version")?, account, model: new.model, rates: new.rates, starts_ms };
-        self.known.write().unwrap_or_else(PoisonError::into_inner).push(price.clone());
+        self.reload().await?;
         Ok(price)
     }
 

@@ -1,7 +1,7 @@
 //! Usage: quantities and costs of an account's requests, summed by what one asks for.
 
 use platform::AccountName;
-use sqlx::{QueryBuilder, Row};
+use sqlx::Row;
 
 use crate::price::COST_SQL;
 use crate::{BillingError, Journal, Quantities};
@@ -15,10 +15,12 @@ pub enum GroupBy {
     Adapter,
     /// UTC, by the request's start.
     Day,
+    /// The caller's own.
+    Tag,
 }
 
 impl GroupBy {
-    pub const ALL: [Self; 4] = [Self::Key, Self::Model, Self::Adapter, Self::Day];
+    pub const ALL: [Self; 5] = [Self::Key, Self::Model, Self::Adapter, Self::Day, Self::Tag];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -26,6 +28,7 @@ impl GroupBy {
             Self::Model => "model",
             Self::Adapter => "adapter",
             Self::Day => "day",
+            Self::Tag => "tag",
         }
     }
 
@@ -35,6 +38,7 @@ impl GroupBy {
             Self::Model => "r.base",
             Self::Adapter => "r.adapter",
             Self::Day => "CAST(r.started_ms / 86400000 AS TEXT)",
+            Self::Tag => "r.tag",
         }
     }
 }
@@ -58,25 +62,25 @@ impl Journal {
         from_ms: i64,
         to_ms: i64,
     ) -> Result<Vec<UsageRow>, BillingError> {
-        let mut query = QueryBuilder::new("SELECT COUNT(*) AS requests, ");
+        let mut sql = String::from("SELECT COUNT(*) AS requests, ");
         for (column, sum) in
             [("prompt_tokens", "prompt"), ("cached_tokens", "cached"), ("completion_tokens", "completion")]
         {
-            query.push(format!("CAST(COALESCE(SUM(r.{column}), 0) AS BIGINT) AS {sum}, "));
+            sql += &format!("CAST(COALESCE(SUM(r.{column}), 0) AS BIGINT) AS {sum}, ");
         }
-        query.push(format!("CAST(COALESCE(SUM({COST_SQL}), 0) AS BIGINT) AS cost"));
+        sql += &format!("CAST(COALESCE(SUM({COST_SQL}), 0) AS BIGINT) AS cost");
         for (index, group) in by.iter().enumerate() {
-            query.push(format!(", {} AS g{index}", group.sql()));
+            sql += &format!(", {} AS g{index}", group.sql());
         }
-        query.push(" FROM requests r LEFT JOIN prices p ON p.version = r.price_version WHERE r.account = ");
-        query.push_bind(account.to_string()).push(" AND r.started_ms >= ").push_bind(from_ms);
-        query.push(" AND r.started_ms < ").push_bind(to_ms);
+        sql += " FROM requests r LEFT JOIN prices p ON p.version = r.price_version \
+                 WHERE r.account = $1 AND r.started_ms >= $2 AND r.started_ms < $3";
         if !by.is_empty() {
             let columns: Vec<String> = (0..by.len()).map(|index| format!("g{index}")).collect();
-            query.push(format!(" GROUP BY {0} ORDER BY {0}", columns.join(", ")));
+            sql += &format!(" GROUP BY {0} ORDER BY {0}", columns.join(", "));
         }
-        let rows = query.build().fetch_all(self.db().pool()).await?;
-        let row = |row: &sqlx::sqlite::SqliteRow| -> Result<UsageRow, BillingError> {
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str()).bind(from_ms).bind(to_ms);
+        let rows = query.fetch_all(self.db().pool()).await?;
+        let row = |row: &platform::DbRow| -> Result<UsageRow, BillingError> {
             let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
             Ok(UsageRow {
                 group: (0..by.len())
@@ -97,10 +101,11 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use platform::Db;
     use platform::units::{DAY_MS, day_of, now_ms};
-    use platform::{Db, RequestId};
 
     use super::*;
+    use crate::testing::{account, journal, request};
     use crate::{Finish, HIGHEST, NewPrice, NewRequest, Prices, Rates};
 
     /// Small steps and the extremes, from a seed: what the sums must agree on does not depend on luck.
@@ -114,13 +119,13 @@ mod tests {
 
     #[tokio::test]
     async fn sums_agree_with_the_cost_of_each_request_however_they_are_grouped() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        for name in ["acme", "other"] {
-            let insert = sqlx::query("INSERT INTO accounts (name, created_ms) VALUES ($1, 0)").bind(name);
-            insert.execute(db.pool()).await.unwrap();
+        for db in platform::testing::databases().await {
+            sums_agree(db).await;
         }
-        let (journal, _) = Journal::open(db.clone()).await.unwrap();
-        let prices = Prices::open(db).await.unwrap();
+    }
+
+    async fn sums_agree(db: Db) {
+        let (journal, prices) = journal(&db).await;
         let mut number = numbers(7);
         for at in 0..4u64 {
             let mut rate = || if at == 0 { HIGHEST } else { number(3_000_000_000) as i64 };
@@ -130,14 +135,13 @@ mod tests {
         let finishes = [Finish::Stop, Finish::Length, Finish::Cancelled, Finish::Error];
         for at in 0..300u64 {
             let request = NewRequest {
-                id: RequestId::fresh("chatcmpl"),
                 account: if at % 5 == 0 { "other" } else { "acme" }.parse().unwrap(),
                 key_id: format!("key-{}", number(2)),
-                endpoint: "chat.completions",
-                model: "m".into(),
+                tag: (number(2) == 0).then(|| "night".to_owned()),
                 base: format!("base-{}", number(2)),
                 adapter: (number(2) == 0).then(|| (format!("acme/a{}", number(3)), 1)),
                 price_version: (number(6) > 0).then(|| 1 + number(4) as i64),
+                ..request()
             };
             let most = if at % 7 == 0 { 1_000_000 } else { 50 };
             let prompt_tokens = number(most);
@@ -147,9 +151,9 @@ mod tests {
                 completion_tokens: number(3) * number(most),
             };
             journal.begin(&request).await.unwrap();
-            journal.settle(&request.id, quantities, finishes[number(4) as usize]).await.unwrap();
+            journal.settle(&request.id, quantities, finishes[number(4) as usize], None).await.unwrap();
         }
-        let account = "acme".parse().unwrap();
+        let account = account();
         let rows = journal.list(&account, None, 1000).await.unwrap();
         assert_eq!(rows.len(), 240);
         let cost = |row: &crate::RequestRow| {
@@ -157,11 +161,12 @@ mod tests {
             rates.map_or(0, |rates| rates.cost(&row.quantities, &row.finish))
         };
         let today = now_ms().div_euclid(DAY_MS);
-        let groupings: [&[GroupBy]; 5] = [
+        let groupings: [&[GroupBy]; 6] = [
             &[],
             &[GroupBy::Key],
             &[GroupBy::Adapter, GroupBy::Model],
             &[GroupBy::Day],
+            &[GroupBy::Tag],
             &[GroupBy::Key, GroupBy::Model, GroupBy::Adapter, GroupBy::Day],
         ];
         for by in groupings {
@@ -172,6 +177,7 @@ mod tests {
                         GroupBy::Key => value.as_deref() == Some(row.key_id.as_str()),
                         GroupBy::Model => value.as_deref() == Some(row.base.as_str()),
                         GroupBy::Adapter => *value == row.adapter,
+                        GroupBy::Tag => *value == row.tag,
                         GroupBy::Day => {
                             let days = value.as_ref().unwrap().parse().unwrap();
                             day_of(days) == day_of(row.started_ms.div_euclid(DAY_MS))
@@ -192,7 +198,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_price_stays_what_it_was_and_none_starts_in_the_past() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
+        for db in platform::testing::databases().await {
+            prices_stay(db).await;
+        }
+    }
+
+    async fn prices_stay(db: Db) {
         let prices = Prices::open(db.clone()).await.unwrap();
         let rates = Rates { input: 3, cached_input: 2, output: 1 };
         let new = |starts_ms| NewPrice { account: None, model: None, rates, starts_ms };

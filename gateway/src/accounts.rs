@@ -1,13 +1,17 @@
 //! Accounts and their API keys. A key is stored as its hash and shown once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use billing::Credit;
 use platform::units::now_ms;
-use platform::{AccountName, Db};
+use platform::{AccountName, Db, DbRow, DbTransaction};
 use sha2::{Digest, Sha256};
 use sqlx::Row;
 
+use crate::access::{Role, Scopes};
+use crate::changes;
 use crate::error::ApiError;
 
 const PREFIX: &str = "sk-myriad-";
@@ -22,6 +26,22 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 pub struct Caller {
     pub account: AccountName,
     pub key_id: String,
+    pub scopes: Scopes,
+}
+
+/// A key to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewKey {
+    pub name: String,
+    pub scopes: Scopes,
+    pub expires_ms: Option<i64>,
+    pub member: Option<String>,
+}
+
+impl NewKey {
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), scopes: Scopes::ALL, expires_ms: None, member: None }
+    }
 }
 
 /// A key as it is listed: without its secret.
@@ -30,14 +50,32 @@ pub struct KeyRow {
     pub id: String,
     pub name: String,
     pub hint: String,
+    pub scopes: Scopes,
+    pub member: Option<String>,
     pub created_ms: i64,
+    pub expires_ms: Option<i64>,
+    pub last_used_ms: Option<i64>,
     pub revoked_ms: Option<i64>,
+}
+
+/// A person of an account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    pub name: String,
+    pub role: Role,
+    pub created_ms: i64,
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     #[error("an API key begins with {PREFIX} and has {} to {} characters", KEY_BYTES.start(), KEY_BYTES.end())]
     KeyForm,
+    #[error("the account has no member {0:?}")]
+    NoMember(String),
+    #[error("a key of a member who is {role} cannot have the scopes {scopes}")]
+    RoleExceeded { role: &'static str, scopes: String },
+    #[error("{0:?} is the only owner; make somebody else one first")]
+    LastOwner(String),
     #[error(transparent)]
     Db(#[from] platform::DbError),
 }
@@ -48,94 +86,209 @@ impl From<sqlx::Error> for AccountError {
     }
 }
 
-/// Keys are few and read at every request, so all that are valid are held by their hash; every change goes through here.
+/// Why a key opens nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyRefusal {
+    Unknown,
+    Expired,
+}
+
+/// A key that is not revoked.
+#[derive(Debug)]
+struct Valid {
+    caller: Caller,
+    expires_ms: Option<i64>,
+    last_used_ms: AtomicI64,
+    /// What the database has of that.
+    written_ms: AtomicI64,
+}
+
+type ValidKeys = HashMap<[u8; 32], Arc<Valid>>;
+
+/// Keys are few and read at every request, so all that are valid are held by their hash. A change here or on another server is
+/// seen at once or half a second later.
 #[derive(Clone)]
 pub struct Accounts {
     db: Db,
-    valid: Arc<RwLock<HashMap<[u8; 32], Caller>>>,
+    valid: Arc<RwLock<ValidKeys>>,
 }
 
 impl Accounts {
     pub async fn open(db: Db) -> Result<Self, AccountError> {
-        let rows =
-            sqlx::query("SELECT id, account, hash FROM api_keys WHERE revoked_ms IS NULL").fetch_all(db.pool()).await?;
-        let mut valid = HashMap::new();
+        let accounts = Self { db, valid: Arc::default() };
+        accounts.reload().await?;
+        Ok(accounts)
+    }
+
+    /// Reads all keys again.
+    pub async fn reload(&self) -> Result<(), AccountError> {
+        let rows = sqlx::query(
+            "SELECT k.*, m.role FROM api_keys k LEFT JOIN members m ON m.account = k.account AND m.name = k.member \
+             WHERE k.revoked_ms IS NULL",
+        )
+        .fetch_all(self.db.pool())
+        .await?;
+        let mut valid = ValidKeys::new();
         for row in rows {
             let hash: String = row.try_get("hash")?;
             let account: String = row.try_get("account")?;
-            if let (Ok(hash), Ok(account)) = (hash.parse::<platform::Digest>(), account.parse()) {
-                valid.insert(*hash.as_bytes(), Caller { account, key_id: row.try_get("id")? });
+            let (Ok(hash), Ok(account)) = (hash.parse::<platform::Digest>(), account.parse()) else { continue };
+            let role: Option<String> = row.try_get("role")?;
+            let bound = role.as_deref().and_then(Role::named).map_or(Scopes::ALL, Role::scopes);
+            let scopes = scopes_of(&row)?.and(bound);
+            let used = row.try_get::<Option<i64>, _>("last_used_ms")?.unwrap_or(0);
+            let caller = Caller { account, key_id: row.try_get("id")?, scopes };
+            let key = Valid {
+                caller,
+                expires_ms: row.try_get("expires_ms")?,
+                last_used_ms: used.into(),
+                written_ms: used.into(),
+            };
+            valid.insert(*hash.as_bytes(), Arc::new(key));
+        }
+        let mut held = self.valid.write().unwrap_or_else(|p| p.into_inner());
+        for (hash, key) in &valid {
+            if let Some(known) = held.get(hash) {
+                key.last_used_ms.fetch_max(known.last_used_ms.load(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
-        Ok(Self { db, valid: Arc::new(RwLock::new(valid)) })
+        *held = valid;
+        Ok(())
     }
 
     /// Makes the first account and its key. `given` is a key of the operator's choice. Returns a key that was made just now.
     pub async fn bootstrap(&self, account: &AccountName, given: Option<&str>) -> Result<Option<String>, AccountError> {
-        let made = sqlx::query("INSERT INTO accounts (name, created_ms) VALUES ($1, $2) ON CONFLICT DO NOTHING")
-            .bind(account.as_str())
-            .bind(now_ms())
-            .execute(self.db.pool())
-            .await?
-            .rows_affected();
+        let made = self.insert_account(account, Credit::Unlimited).await?;
         if let Some(key) = given {
             check_form(key)?;
-            if self.verify(key).is_none() {
-                self.insert(account, "bootstrap", key).await?;
+            if self.verify(key).is_err() {
+                self.insert(account, &NewKey::named("bootstrap"), key).await?;
             }
             return Ok(None);
         }
-        if made == 0 {
+        if !made {
             return Ok(None);
         }
         let key = fresh_key();
-        self.insert(account, "first", &key).await?;
+        self.insert(account, &NewKey::named("first"), &key).await?;
         Ok(Some(key))
     }
 
+    /// Makes an account and its first key; nothing where the account is there already.
+    pub async fn create(&self, account: &AccountName, credit: Credit) -> Result<Option<String>, AccountError> {
+        if !self.insert_account(account, credit).await? {
+            return Ok(None);
+        }
+        let (_, key) = self.create_key(account, &NewKey::named("first")).await?;
+        Ok(Some(key))
+    }
+
+    async fn insert_account(&self, account: &AccountName, credit: Credit) -> Result<bool, AccountError> {
+        let made =
+            sqlx::query("INSERT INTO accounts (name, created_ms, credit) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+                .bind(account.as_str())
+                .bind(now_ms())
+                .bind(credit.name())
+                .execute(self.db.pool())
+                .await?;
+        Ok(made.rows_affected() > 0)
+    }
+
+    /// All accounts by name.
+    pub async fn names(&self) -> Result<Vec<AccountName>, AccountError> {
+        let rows = sqlx::query("SELECT name FROM accounts ORDER BY name").fetch_all(self.db.pool()).await?;
+        let name = |row: &DbRow| Ok(row.try_get::<String, _>("name")?.parse().map_err(|_| odd("name"))?);
+        rows.iter().map(name).collect()
+    }
+
     /// Makes a key; its text is not kept.
-    pub async fn create_key(&self, account: &AccountName, name: &str) -> Result<(String, String), AccountError> {
+    pub async fn create_key(&self, account: &AccountName, new: &NewKey) -> Result<(String, String), AccountError> {
+        if let Some(member) = &new.member {
+            let role = self.role(account, member).await?.ok_or_else(|| AccountError::NoMember(member.clone()))?;
+            if !new.scopes.within(role.scopes()) {
+                let scopes = new.scopes.names().join(", ");
+                return Err(AccountError::RoleExceeded { role: role.name(), scopes });
+            }
+        }
         let key = fresh_key();
-        let id = self.insert(account, name, &key).await?;
+        let id = self.insert(account, new, &key).await?;
         Ok((id, key))
     }
 
-    async fn insert(&self, account: &AccountName, name: &str, key: &str) -> Result<String, AccountError> {
+    async fn insert(&self, account: &AccountName, new: &NewKey, key: &str) -> Result<String, AccountError> {
         let id = platform::RequestId::fresh("key").to_string();
         let hint = &key[key.len() - 4..];
-        sqlx::query("INSERT INTO api_keys (id, account, name, hash, hint, created_ms) VALUES ($1, $2, $3, $4, $5, $6)")
-            .bind(&id)
-            .bind(account.as_str())
-            .bind(name)
-            .bind(platform::Digest::from_bytes(hash(key)).to_string())
-            .bind(hint)
-            .bind(now_ms())
-            .execute(self.db.pool())
-            .await?;
-        let caller = Caller { account: account.clone(), key_id: id.clone() };
-        self.valid.write().unwrap_or_else(|p| p.into_inner()).insert(hash(key), caller);
+        let mut transaction = self.db.begin().await?;
+        sqlx::query(
+            "INSERT INTO api_keys (id, account, name, hash, hint, created_ms, scopes, expires_ms, member) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(&id)
+        .bind(account.as_str())
+        .bind(&new.name)
+        .bind(platform::Digest::from_bytes(hash(key)).to_string())
+        .bind(hint)
+        .bind(now_ms())
+        .bind(new.scopes.names().join(" "))
+        .bind(new.expires_ms)
+        .bind(&new.member)
+        .execute(&mut *transaction)
+        .await?;
+        changes::note(&mut transaction, changes::KEYS).await?;
+        transaction.commit().await?;
+        self.reload().await?;
         Ok(id)
     }
 
     /// Who the key belongs to. The lookup is by hash, so its time tells nothing of a key's characters.
-    pub fn verify(&self, key: &str) -> Option<Caller> {
+    pub fn verify(&self, key: &str) -> Result<Caller, KeyRefusal> {
         if !KEY_BYTES.contains(&key.len()) || !key.starts_with(PREFIX) {
-            return None;
+            return Err(KeyRefusal::Unknown);
         }
-        self.valid.read().unwrap_or_else(|p| p.into_inner()).get(&hash(key)).cloned()
+        let valid = self.valid.read().unwrap_or_else(|p| p.into_inner()).get(&hash(key)).cloned();
+        let key = valid.ok_or(KeyRefusal::Unknown)?;
+        let now = now_ms();
+        if key.expires_ms.is_some_and(|expires| expires <= now) {
+            return Err(KeyRefusal::Expired);
+        }
+        key.last_used_ms.store(now, Ordering::Relaxed);
+        Ok(key.caller.clone())
+    }
+
+    /// Writes down when keys were last used, as far as it is not written yet.
+    pub async fn write_last_used(&self) -> Result<(), AccountError> {
+        let keys: Vec<Arc<Valid>> = self.valid.read().unwrap_or_else(|p| p.into_inner()).values().cloned().collect();
+        for key in keys {
+            let used = key.last_used_ms.load(Ordering::Relaxed);
+            if used <= key.written_ms.load(Ordering::Relaxed) {
+                continue;
+            }
+            sqlx::query("UPDATE api_keys SET last_used_ms = $2 WHERE id = $1 AND COALESCE(last_used_ms, 0) < $2")
+                .bind(&key.caller.key_id)
+                .bind(used)
+                .execute(self.db.pool())
+                .await?;
+            key.written_ms.store(used, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     pub async fn keys(&self, account: &AccountName) -> Result<Vec<KeyRow>, AccountError> {
+        self.write_last_used().await?;
         let rows = sqlx::query("SELECT * FROM api_keys WHERE account = $1 ORDER BY created_ms, id")
             .bind(account.as_str())
             .fetch_all(self.db.pool())
             .await?;
-        let key = |row: &sqlx::sqlite::SqliteRow| {
+        let key = |row: &DbRow| {
             Ok(KeyRow {
                 id: row.try_get("id")?,
                 name: row.try_get("name")?,
                 hint: row.try_get("hint")?,
+                scopes: scopes_of(row)?,
+                member: row.try_get("member")?,
                 created_ms: row.try_get("created_ms")?,
+                expires_ms: row.try_get("expires_ms")?,
+                last_used_ms: row.try_get("last_used_ms")?,
                 revoked_ms: row.try_get("revoked_ms")?,
             })
         };
@@ -149,26 +302,120 @@ impl Accounts {
 
     /// Ends a key at once. False where the account has no such key.
     pub async fn revoke(&self, account: &AccountName, id: &str) -> Result<bool, AccountError> {
+        let mut transaction = self.db.begin().await?;
         let revoked =
             sqlx::query("UPDATE api_keys SET revoked_ms = COALESCE(revoked_ms, $3) WHERE account = $1 AND id = $2")
                 .bind(account.as_str())
                 .bind(id)
                 .bind(now_ms())
-                .execute(self.db.pool())
+                .execute(&mut *transaction)
                 .await?
                 .rows_affected();
-        self.valid
-            .write()
-            .unwrap_or_else(|p| p.into_inner())
-            .retain(|_, caller| caller.key_id != id || caller.account != *account);
+        changes::note(&mut transaction, changes::KEYS).await?;
+        transaction.commit().await?;
+        self.reload().await?;
         Ok(revoked > 0)
     }
+
+    pub async fn members(&self, account: &AccountName) -> Result<Vec<Member>, AccountError> {
+        let rows = sqlx::query("SELECT * FROM members WHERE account = $1 ORDER BY name")
+            .bind(account.as_str())
+            .fetch_all(self.db.pool())
+            .await?;
+        let member = |row: &DbRow| {
+            let role: String = row.try_get("role")?;
+            Ok(Member {
+                name: row.try_get("name")?,
+                role: Role::named(&role).ok_or_else(|| odd("role"))?,
+                created_ms: row.try_get("created_ms")?,
+            })
+        };
+        rows.iter().map(member).collect()
+    }
+
+    async fn role(&self, account: &AccountName, member: &str) -> Result<Option<Role>, AccountError> {
+        let members = self.members(account).await?;
+        Ok(members.into_iter().find(|known| known.name == member).map(|known| known.role))
+    }
+
+    /// Adds a member or changes its role: its keys can do what its role can from then on.
+    pub async fn set_member(&self, account: &AccountName, name: &str, role: Role) -> Result<(), AccountError> {
+        let mut transaction = self.db.write(&format!("members {account}")).await?;
+        sqlx::query(
+            "INSERT INTO members (account, name, role, created_ms) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (account, name) DO UPDATE SET role = excluded.role",
+        )
+        .bind(account.as_str())
+        .bind(name)
+        .bind(role.name())
+        .bind(now_ms())
+        .execute(&mut *transaction)
+        .await?;
+        if role != Role::Owner {
+            keep_an_owner(&mut transaction, account, name).await?;
+        }
+        changes::note(&mut transaction, changes::KEYS).await?;
+        transaction.commit().await?;
+        self.reload().await
+    }
+
+    /// Removes a member and revokes its keys. False where there is none.
+    pub async fn remove_member(&self, account: &AccountName, name: &str) -> Result<bool, AccountError> {
+        let mut transaction = self.db.write(&format!("members {account}")).await?;
+        sqlx::query("UPDATE api_keys SET revoked_ms = $3 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL")
+            .bind(account.as_str())
+            .bind(name)
+            .bind(now_ms())
+            .execute(&mut *transaction)
+            .await?;
+        let removed = sqlx::query("DELETE FROM members WHERE account = $1 AND name = $2")
+            .bind(account.as_str())
+            .bind(name)
+            .execute(&mut *transaction)
+            .await?
+            .rows_affected();
+        if removed > 0 {
+            keep_an_owner(&mut transaction, account, name).await?;
+        }
+        changes::note(&mut transaction, changes::KEYS).await?;
+        transaction.commit().await?;
+        self.reload().await?;
+        Ok(removed > 0)
+    }
+}
+
+/// An account with members has an owner among them.
+async fn keep_an_owner(
+    transaction: &mut DbTransaction,
+    account: &AccountName,
+    changed: &str,
+) -> Result<(), AccountError> {
+    let counted = sqlx::query(
+        "SELECT COUNT(*) AS members, COUNT(CASE WHEN role = 'owner' THEN 1 END) AS owners FROM members WHERE account = $1",
+    )
+    .bind(account.as_str())
+    .fetch_one(&mut **transaction)
+    .await?;
+    let (members, owners): (i64, i64) = (counted.try_get("members")?, counted.try_get("owners")?);
+    if members > 0 && owners == 0 { Err(AccountError::LastOwner(changed.to_owned())) } else { Ok(()) }
+}
+
+fn scopes_of(row: &DbRow) -> Result<Scopes, sqlx::Error> {
+    let names: String = row.try_get("scopes")?;
+    Scopes::parse(names.split_whitespace()).map_err(|_| odd("scopes"))
+}
+
+fn odd(column: &str) -> sqlx::Error {
+    sqlx::Error::Decode(format!("the stored {column} is not what was written").into())
 }
 
 impl From<AccountError> for ApiError {
     fn from(error: AccountError) -> Self {
         match error {
             AccountError::KeyForm => Self::param("key", error.to_string()),
+            AccountError::NoMember(_) => Self::param("member", error.to_string()),
+            AccountError::RoleExceeded { .. } => Self::param("scopes", error.to_string()),
+            AccountError::LastOwner(_) => Self::new(actix_web::http::StatusCode::CONFLICT, error.to_string()),
             AccountError::Db(_) => Self::internal(error),
         }
     }
@@ -211,31 +458,69 @@ mod tests {
 
     #[tokio::test]
     async fn a_key_is_made_once_verified_and_revoked_at_once() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        let account: AccountName = "local".parse().unwrap();
-        let accounts = Accounts::open(db.clone()).await.unwrap();
-        let key = accounts.bootstrap(&account, None).await.unwrap().unwrap();
-        assert_eq!(accounts.bootstrap(&account, None).await.unwrap(), None);
-        let caller = accounts.verify(&key).unwrap();
-        assert_eq!(caller.account, account);
-        let again = Accounts::open(db.clone()).await.unwrap();
-        assert_eq!(again.verify(&key), Some(caller.clone()));
-        assert!(accounts.revoke(&account, &caller.key_id).await.unwrap());
-        assert_eq!(accounts.verify(&key), None);
-        let rows = sqlx::query("SELECT hash, hint FROM api_keys").fetch_all(db.pool()).await.unwrap();
-        let stored: String = rows.iter().map(|row| row.get::<String, _>("hash") + row.get::<&str, _>("hint")).collect();
-        assert!(!stored.contains(&key[10..40]), "the key itself is stored");
+        for db in platform::testing::databases().await {
+            let account: AccountName = "local".parse().unwrap();
+            let accounts = Accounts::open(db.clone()).await.unwrap();
+            let key = accounts.bootstrap(&account, None).await.unwrap().unwrap();
+            assert_eq!(accounts.bootstrap(&account, None).await.unwrap(), None);
+            let caller = accounts.verify(&key).unwrap();
+            assert_eq!((&caller.account, caller.scopes), (&account, Scopes::ALL));
+            let again = Accounts::open(db.clone()).await.unwrap();
+            assert_eq!(again.verify(&key), Ok(caller.clone()));
+            assert!(accounts.keys(&account).await.unwrap()[0].last_used_ms.is_some());
+            assert!(accounts.revoke(&account, &caller.key_id).await.unwrap());
+            assert_eq!(accounts.verify(&key), Err(KeyRefusal::Unknown));
+            let rows = sqlx::query("SELECT hash, hint FROM api_keys").fetch_all(db.pool()).await.unwrap();
+            let stored: String =
+                rows.iter().map(|row| row.get::<String, _>("hash") + row.get::<&str, _>("hint")).collect();
+            assert!(!stored.contains(&key[10..40]), "the key itself is stored");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_can_do_what_its_scopes_its_member_and_its_time_allow() {
+        for db in platform::testing::databases().await {
+            let account: AccountName = "acme".parse().unwrap();
+            let accounts = Accounts::open(db).await.unwrap();
+            let first = accounts.create(&account, Credit::Prepaid).await.unwrap().unwrap();
+            assert_eq!(accounts.create(&account, Credit::Prepaid).await.unwrap(), None);
+            assert_eq!(accounts.verify(&first).unwrap().scopes, Scopes::ALL);
+            let late = NewKey { expires_ms: Some(now_ms() - 1), ..NewKey::named("late") };
+            let (_, late) = accounts.create_key(&account, &late).await.unwrap();
+            assert_eq!(accounts.verify(&late), Err(KeyRefusal::Expired));
+
+            let developer = Role::Developer.scopes();
+            let anns = NewKey { member: Some("ann".into()), scopes: developer, ..NewKey::named("ann's") };
+            assert!(matches!(accounts.create_key(&account, &anns).await, Err(AccountError::NoMember(_))));
+            assert!(matches!(
+                accounts.set_member(&account, "ann", Role::Developer).await,
+                Err(AccountError::LastOwner(_))
+            ));
+            accounts.set_member(&account, "bob", Role::Owner).await.unwrap();
+            accounts.set_member(&account, "ann", Role::Developer).await.unwrap();
+            let (_, key) = accounts.create_key(&account, &anns).await.unwrap();
+            assert_eq!(accounts.verify(&key).unwrap().scopes, developer);
+            let all = NewKey { scopes: Scopes::ALL, ..anns };
+            assert!(matches!(accounts.create_key(&account, &all).await, Err(AccountError::RoleExceeded { .. })));
+            accounts.set_member(&account, "ann", Role::Billing).await.unwrap();
+            assert!(accounts.verify(&key).unwrap().scopes.names().is_empty(), "the role does not bound the key");
+            assert!(matches!(accounts.remove_member(&account, "bob").await, Err(AccountError::LastOwner(_))));
+            assert!(accounts.remove_member(&account, "ann").await.unwrap());
+            assert_eq!(accounts.verify(&key), Err(KeyRefusal::Unknown));
+            assert!(!accounts.remove_member(&account, "ann").await.unwrap());
+        }
     }
 
     #[tokio::test]
     async fn an_operators_key_must_look_like_one() {
-        let db = Db::open("sqlite::memory:").await.unwrap();
-        let accounts = Accounts::open(db).await.unwrap();
-        let account: AccountName = "local".parse().unwrap();
-        assert!(accounts.bootstrap(&account, Some("hunter2")).await.is_err());
-        let key = "sk-myriad-of-the-operators-choice";
-        accounts.bootstrap(&account, Some(key)).await.unwrap();
-        accounts.bootstrap(&account, Some(key)).await.unwrap();
-        assert_eq!(accounts.keys(&account).await.unwrap().len(), 1);
+        for db in platform::testing::databases().await {
+            let accounts = Accounts::open(db).await.unwrap();
+            let account: AccountName = "local".parse().unwrap();
+            assert!(accounts.bootstrap(&account, Some("hunter2")).await.is_err());
+            let key = "sk-myriad-of-the-operators-choice";
+            accounts.bootstrap(&account, Some(key)).await.unwrap();
+            accounts.bootstrap(&account, Some(key)).await.unwrap();
+            assert_eq!(accounts.keys(&account).await.unwrap().len(), 1);
+        }
     }
 }

@@ -7,7 +7,8 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::AUTHORIZATION;
 use actix_web::{FromRequest, HttpRequest, web};
 
-use crate::accounts::Caller;
+use crate::access::Scope;
+use crate::accounts::{Caller, KeyRefusal};
 use crate::error::ApiError;
 use crate::state::Platform;
 
@@ -20,7 +21,7 @@ impl FromRequest for Caller {
     }
 }
 
-/// The owner of the key that the request carries.
+/// The owner of the key that the request carries, if the key opens this part of the API.
 pub fn caller(request: &HttpRequest) -> Result<Caller, ApiError> {
     let refused = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key");
     let header = request.headers().get(AUTHORIZATION);
@@ -33,8 +34,15 @@ pub fn caller(request: &HttpRequest) -> Result<Caller, ApiError> {
     let (_, key) = key.ok_or_else(|| refused("the Authorization header must be: Bearer sk-myriad-..."))?;
     let platform = request.app_data::<web::Data<Platform>>();
     let platform = platform.ok_or_else(|| ApiError::internal("the platform is not there"))?;
-    platform
-        .accounts
-        .verify(key.trim())
-        .ok_or_else(|| refused("this API key is not valid; it is wrong, or it was revoked"))
+    let caller = platform.accounts.verify(key.trim()).map_err(|refusal| match refusal {
+        KeyRefusal::Unknown => refused("this API key is not valid; it is wrong, or it was revoked"),
+        KeyRefusal::Expired => refused("this API key has expired"),
+    })?;
+    match Scope::of_path(request.path(), request.method().is_safe()) {
+        Some(scope) if !caller.scopes.has(scope) => {
+            let message = format!("this API key may not do this: it has no scope {:?}", scope.name());
+            Err(ApiError::new(StatusCode::FORBIDDEN, message).with_code("missing_scope"))
+        }
+        _ => Ok(caller),
+    }
 }

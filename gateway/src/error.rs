@@ -47,6 +47,7 @@ impl ApiError {
         match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::PAYMENT_REQUIRED => "insufficient_quota",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
             status if status.is_server_error() => "server_error",
@@ -69,8 +70,8 @@ impl ResponseError for ApiError {
         if let Some(ms) = self.retry_after_ms {
             response.insert_header(("retry-after-ms", ms.to_string()));
             response.insert_header(("retry-after", ms.div_ceil(1000).to_string()));
-        } else if self.status == StatusCode::CONFLICT {
-            // Clients retry 409 by themselves; here the same request fails the same way.
+        } else if matches!(self.status, StatusCode::CONFLICT | StatusCode::PAYMENT_REQUIRED) {
+            // Clients retry 409 by themselves; here the same request fails the same way, as it does without credit.
             response.insert_header(("x-should-retry", "false"));
         }
         response.json(self.body())
@@ -128,7 +129,17 @@ impl From<BillingError> for ApiError {
         match error {
             BillingError::PriceInThePast => Self::param("starts_at", error.to_string()),
             BillingError::PriceRange => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
-            BillingError::Db(_) | BillingError::Missing(_) => Self::internal(error),
+            BillingError::NoAccount(_) => Self::not_found(error.to_string()),
+            BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
+            error if error.is_passing() => {
+                tracing::error!(%error, "the database does not answer");
+                overloaded("the database does not answer; try again later", 1_000)
+            }
+            BillingError::Db(_)
+            | BillingError::Missing(_)
+            | BillingError::OverReserved(_)
+            | BillingError::Conflict(_)
+            | BillingError::Closed => Self::internal(error),
         }
     }
 }

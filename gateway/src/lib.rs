@@ -1,7 +1,9 @@
 //! HTTP, authentication and the life of a request. Knows nothing of kernels.
 
+mod access;
 mod accounts;
 mod auth;
+mod changes;
 mod cors;
 mod error;
 mod idempotency;
@@ -17,6 +19,7 @@ mod upload;
 mod wire;
 
 pub use accounts::{AccountError, Accounts};
+pub use changes::follow as follow_changes;
 pub use error::ApiError;
 pub use idempotency::Replies;
 pub use metrics::Metrics;

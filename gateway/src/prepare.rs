@@ -65,6 +65,7 @@ pub fn requests(
             seed: common.seed,
             choices: common.choices,
             max_tokens,
+            allowance: None,
             min_tokens: common.min_tokens.min(max_tokens),
             stop: common.stop.clone(),
             stop_tokens: stop_tokens.clone(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use adapter_store::AdapterStore;
-use billing::{Journal, Prices};
+use billing::{Journal, Ledger, Prices, Wallets};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AdapterImage, GenerationDefaults};
@@ -35,6 +35,8 @@ pub struct Platform {
     pub store: AdapterStore,
     pub journal: Journal,
     pub prices: Prices,
+    pub ledger: Ledger,
+    pub wallets: Wallets,
     pub accounts: Accounts,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,

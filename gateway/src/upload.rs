@@ -105,6 +105,7 @@ async fn scores(
     tokens: &Arc<[u32]>,
 ) -> Result<Vec<Token>, ApiError> {
     let request = Request {
+        allowance: None,
         id: RequestId::fresh("canary"),
         base: model.id.clone(),
         adapter,

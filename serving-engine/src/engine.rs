@@ -11,6 +11,7 @@ use platform::Digest;
 use text::TokenBytes;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::job::Reins;
 use crate::limits::{Limits, Stats};
 use crate::request::{AdapterImages, Event, Refused, Request};
 use crate::worker::{Worker, accepts, context};
@@ -41,7 +42,7 @@ pub struct Base {
 pub struct Taken {
     pub request: Request,
     pub events: Sender<Event>,
-    pub cancelled: Arc<AtomicBool>,
+    pub reins: Arc<Reins>,
 }
 
 #[derive(Default)]
@@ -49,7 +50,7 @@ struct Inbox {
     requests: VecDeque<(usize, Taken)>,
     images: Vec<(usize, Digest, Result<Arc<AdapterImage>, String>)>,
     forgotten: Vec<Digest>,
-    /// Something changed that only the workers can see (a cancellation).
+    /// Something changed that only the workers can see (a cancellation, an allowance).
     woken: bool,
     /// Ends every request with this sentence.
     abort: Option<&'static str>,
@@ -125,8 +126,35 @@ impl Drop for Owner {
 /// A request's events. Dropping it cancels the request.
 pub struct Reply {
     events: Receiver<Event>,
-    cancelled: Arc<AtomicBool>,
+    controls: Controls,
+}
+
+/// Changes a running request, also while somebody waits for its next event.
+#[derive(Clone)]
+pub struct Controls {
+    reins: Arc<Reins>,
     shared: Arc<Shared>,
+}
+
+impl Controls {
+    /// Ends the request within one step; `Finished` still comes.
+    pub fn cancel(&self) {
+        if !self.reins.cancelled.swap(true, Ordering::Relaxed) {
+            self.shared.wake(|inbox| inbox.woken = true);
+        }
+    }
+
+    /// Lets all choices together draw so many tokens, counted from the request's beginning.
+    pub fn allow(&self, tokens: u64) {
+        self.reins.allowed.fetch_max(tokens, Ordering::Release);
+        self.shared.wake(|inbox| inbox.woken = true);
+    }
+
+    /// Says that no more will be allowed: where it is used up, choices end with [`crate::FinishReason::Allowance`].
+    pub fn allow_no_more(&self) {
+        self.reins.no_more.store(true, Ordering::Release);
+        self.shared.wake(|inbox| inbox.woken = true);
+    }
 }
 
 impl Reply {
@@ -135,25 +163,14 @@ impl Reply {
         self.events.recv().await
     }
 
-    /// Ends the request within one step; `Finished` still comes.
-    pub fn cancel(&self) {
-        self.canceller()();
-    }
-
-    /// Does the same from elsewhere, also while somebody waits for the next event.
-    pub fn canceller(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let (cancelled, shared) = (self.cancelled.clone(), self.shared.clone());
-        Arc::new(move || {
-            if !cancelled.swap(true, Ordering::Relaxed) {
-                shared.wake(|inbox| inbox.woken = true);
-            }
-        })
+    pub fn controls(&self) -> Controls {
+        self.controls.clone()
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.cancel();
+        self.controls.cancel();
     }
 }
 
@@ -211,10 +228,9 @@ impl Engine {
         // Room for every event that the request can have: the engine never waits and never drops one.
         let room = request.choices as usize * (request.max_tokens as usize + 1) + 2;
         let (events, receiver) = channel(room);
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let taken = Taken { request, events, cancelled: cancelled.clone() };
-        shared.enqueue(index, taken)?;
-        Ok(Reply { events: receiver, cancelled, shared: shared.clone() })
+        let reins = Arc::new(Reins::new(request.allowance));
+        shared.enqueue(index, Taken { request, events, reins: reins.clone() })?;
+        Ok(Reply { events: receiver, controls: Controls { reins, shared: shared.clone() } })
     }
 
     pub fn stats(&self) -> Stats {

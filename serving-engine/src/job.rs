@@ -1,11 +1,31 @@
 //! A request on its way: where its events go, and its count.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::mpsc::Sender;
 
 use crate::request::{Event, FinishReason, Finished, Request, Token, Usage};
+
+/// What the outside may change of a request while it runs.
+#[derive(Debug)]
+pub struct Reins {
+    pub cancelled: AtomicBool,
+    /// Tokens that all choices together may draw.
+    pub allowed: AtomicU64,
+    /// No more will be allowed: what has used it up ends.
+    pub no_more: AtomicBool,
+}
+
+impl Reins {
+    pub fn new(allowance: Option<u64>) -> Self {
+        Self {
+            cancelled: AtomicBool::new(false),
+            allowed: AtomicU64::new(allowance.unwrap_or(u64::MAX)),
+            no_more: AtomicBool::new(false),
+        }
+    }
+}
 
 pub struct Job {
     pub request: Arc<Request>,
@@ -13,20 +33,31 @@ pub struct Job {
     /// Choices that have not ended.
     pub open: u32,
     events: Sender<Event>,
-    cancelled: Arc<AtomicBool>,
+    reins: Arc<Reins>,
     /// Log-probabilities of prompt tokens 1.. by position, until they are sent.
     scores: Vec<Option<Token>>,
 }
 
 impl Job {
-    pub fn new(request: Arc<Request>, events: Sender<Event>, cancelled: Arc<AtomicBool>) -> Self {
+    pub fn new(request: Arc<Request>, events: Sender<Event>, reins: Arc<Reins>) -> Self {
         let scores = if request.score_prompt { vec![None; request.tokens.len() - 1] } else { Vec::new() };
         let usage = Usage { prompt: request.tokens.len() as u64, ..Usage::default() };
-        Self { usage, open: request.choices, events, cancelled, scores, request }
+        Self { usage, open: request.choices, events, reins, scores, request }
     }
 
     pub fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Ordering::Relaxed)
+        self.reins.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Tokens that may still be drawn.
+    pub fn allowed(&self) -> u64 {
+        self.reins.allowed.load(Ordering::Acquire).saturating_sub(self.usage.completion)
+    }
+
+    /// Whether no token will ever be drawn again.
+    pub fn is_spent(&self) -> bool {
+        // In this order: what was allowed before the end was said is seen.
+        self.reins.no_more.load(Ordering::Acquire) && self.allowed() == 0
     }
 
     /// The log-probability of the prompt token after `position`.

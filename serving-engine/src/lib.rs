@@ -14,7 +14,7 @@ mod sequence;
 mod stop;
 mod worker;
 
-pub use engine::{Base, BaseModel, Engine, Reply, Taken};
+pub use engine::{Base, BaseModel, Controls, Engine, Reply, Taken};
 pub use limits::{Limits, Stats};
 pub use request::{
     AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, Refused, Request, Token, Usage,

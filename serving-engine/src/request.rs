@@ -26,6 +26,8 @@ pub struct Request {
     pub choices: u32,
     /// Most tokens per choice.
     pub max_tokens: u32,
+    /// How many tokens all choices together may draw until [`crate::Controls::allow`] says more; none: as many as they like.
+    pub allowance: Option<u64>,
     /// Fewest tokens before a stop token is allowed.
     pub min_tokens: u32,
     /// Matched against the concatenated bytes of the output's tokens.
@@ -76,6 +78,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the end of the context.
     Length,
+    /// The allowance is used up, and no more was to come.
+    Allowance,
     Cancelled,
 }
 

@@ -59,7 +59,7 @@ impl Worker {
             self.waiting.push(Sequence::new(number, choice, request.clone(), self.arrivals));
         }
         self.counted.prompt_tokens += request.tokens.len() as u64;
-        self.jobs.insert(number, Job::new(request, taken.events, taken.cancelled));
+        self.jobs.insert(number, Job::new(request, taken.events, taken.reins));
     }
 
     /// An adapter was fetched, or could not be: then the requests that wait for it fail, and only they.
@@ -79,7 +79,8 @@ impl Worker {
 
     /// Removes what was cancelled, then lets in what fits. Returns the adapters that must be fetched.
     pub fn admit(&mut self) -> Vec<Digest> {
-        self.drop_cancelled();
+        self.end_jobs(Job::is_cancelled, FinishReason::Cancelled);
+        self.end_jobs(Job::is_spent, FinishReason::Allowance);
         self.lanes.keep(self.jobs.values().map(|job| job.request.lane));
         let mut wanted = Vec::new();
         let mut order: Vec<(u64, u64)> =
@@ -190,7 +191,18 @@ impl Worker {
     /// Chooses the rows of the next step, making room for tokens that begin a new page.
     pub fn plan(&mut self) -> Plan {
         self.grow_pages();
+        let mut allowed: HashMap<u64, u64> = HashMap::new();
+        let mut may_draw = |s: &Sequence| {
+            let left = allowed.entry(s.job).or_insert_with(|| self.jobs.get(&s.job).map_or(0, Job::allowed));
+            // Also where this step computes only a part of the prompt: a step later it is counted again.
+            let one = u64::from(s.request.max_tokens > 0);
+            *left >= one && {
+                *left -= one;
+                true
+            }
+        };
         let candidates: Vec<Candidate> = (self.running.iter().enumerate())
+            .filter(|(_, s)| may_draw(s))
             .map(|(index, s)| Candidate { index, lane: s.request.lane, arrival: s.arrival, pending: s.pending() })
             .collect();
         let mut plan = share_rows(&candidates, &self.lanes, self.limits.step_rows);
@@ -344,13 +356,12 @@ impl Worker {
         }
     }
 
-    fn drop_cancelled(&mut self) {
-        let cancelled: Vec<u64> =
-            self.jobs.iter().filter(|(_, job)| job.is_cancelled()).map(|(&number, _)| number).collect();
-        for number in cancelled {
+    fn end_jobs(&mut self, which: impl Fn(&Job) -> bool, reason: FinishReason) {
+        let ended: Vec<u64> = self.jobs.iter().filter(|(_, job)| which(job)).map(|(&number, _)| number).collect();
+        for number in ended {
             for sequence in self.take_sequences(|s| s.job == number) {
                 if let Some(job) = self.jobs.get_mut(&number) {
-                    job.choice(sequence.choice, FinishReason::Cancelled, sequence.visible_bytes());
+                    job.choice(sequence.choice, reason.clone(), sequence.visible_bytes());
                 }
             }
             if let Some(job) = self.jobs.remove(&number) {

@@ -1,9 +1,12 @@
 """What every test of the suite starts from: a running server and the official client, unmodified."""
 
+import os
+import subprocess
+
 import pytest
 
 import lora
-from server import Server
+from server import ROOT, Server
 from talk import connect
 
 
@@ -27,6 +30,16 @@ def own_server(tmp_path):
     yield make
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request) -> tuple[str, ...]:
+    """Arguments of a server on each kind of database; the PostgreSQL server is the one that `tests/run` has started."""
+    if request.param == "sqlite":
+        return ()
+    folder = os.environ["MYRIAD_TEST_POSTGRES_FOLDER"]
+    made = subprocess.run([ROOT / "tests/postgres", "database", folder], capture_output=True, text=True, check=True)
+    return ("--database", made.stdout.strip())
 
 
 @pytest.fixture

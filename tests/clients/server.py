@@ -137,6 +137,15 @@ class Server:
                 if not page["has_more"]:
                     return rows
 
+    def settled(self, key: str) -> None:
+        """Waits until nothing of the account runs: on PostgreSQL another server must have missed a killed one first."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.http() as http:
+            http.headers["authorization"] = f"Bearer {key}"
+            while any(row["finish"] == "running" for row in http.get("/v1/account/requests?limit=1000").json()["data"]):
+                assert time.monotonic() < deadline, "a dead server's requests are still open"
+                time.sleep(0.05)
+
     def row(self, request_id: str) -> dict:
         """The one row of a request, once it is settled."""
         deadline = time.monotonic() + PATIENCE_S

@@ -2,18 +2,18 @@
 
 import openai
 
-from server import KEY, MODEL, Server
+from server import KEY, MODEL, PATIENCE_S, Server
 
 PROMPT = [{"role": "user", "content": "Hello! I ordered a lamp last week and it has not arrived."}]
 
 
 def connect(server: Server, **options) -> openai.OpenAI:
-    options = {"api_key": KEY, "max_retries": 0, "_strict_response_validation": True} | options
+    options = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE_S, "_strict_response_validation": True} | options
     return openai.OpenAI(base_url=server.base_url, **options)
 
 
 def connect_async(server: Server, **options) -> openai.AsyncOpenAI:
-    options = {"api_key": KEY, "max_retries": 0, "_strict_response_validation": True} | options
+    options = {"api_key": KEY, "max_retries": 0, "timeout": PATIENCE_S, "_strict_response_validation": True} | options
     return openai.AsyncOpenAI(base_url=server.base_url, **options)
 
 

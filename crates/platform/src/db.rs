@@ -1,17 +1,37 @@
-//! The relational database, opened by URL.
+//! The relational database, opened by URL: SQLite or PostgreSQL behind one face.
 //!
-//! `sqlite:PATH` (or `sqlite::memory:` in tests) is the embedded default. Statements are run-time queries, so that a
-//! second dialect needs no second copy of its callers.
+//! `sqlite:PATH` is the embedded default, `postgres://USER:PASSWORD@HOST/DATABASE` the one for several processes. Statements are
+//! run-time queries in the part of SQL that both understand, with `$1` for parameters, so that each is written once. What the
+//! driver for both cannot carry must not stand in a statement's result: sums need `CAST(... AS BIGINT)` and a truth value
+//! `CAST(... AS INTEGER)`.
 
+use std::path::Path;
 use std::str::FromStr;
+use std::sync::Once;
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{AnyConnection, Executor};
+
+/// A row of a result, from whichever database.
+pub type DbRow = sqlx::any::AnyRow;
+/// A transaction, in whichever database.
+pub type DbTransaction = sqlx::Transaction<'static, sqlx::Any>;
 
 /// Connections to an SQLite file: one writer at a time, readers beside it.
 const SQLITE_CONNECTIONS: u32 = 4;
-/// How long a statement waits for another one's write lock.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+const POSTGRES_CONNECTIONS: u32 = 16;
+/// How long a statement waits for a connection before the database counts as gone.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// `busy_timeout`: how long a statement waits for another one's write lock. `FULL`: a committed row survives a power cut, not only
+/// a killed process.
+const SQLITE_SETTINGS: &str =
+    "PRAGMA busy_timeout = 10000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON";
+/// A statement that hangs, or a client that died in a transaction, must not hold locks for ever.
+const POSTGRES_SETTINGS: &str = "SET statement_timeout = '60s'; SET idle_in_transaction_session_timeout = '60s'; \
+     SET synchronous_commit = on; SET application_name = 'myriad'";
+
+static DRIVERS: Once = Once::new();
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -23,52 +43,145 @@ pub enum DbError {
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
+impl DbError {
+    /// Whether the same statement may succeed a little later: the connection broke, the server restarts, somebody holds a lock.
+    pub fn is_passing(&self) -> bool {
+        let Self::Sql(error) = self else { return false };
+        match error {
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed => true,
+            // What a connection says that breaks in the middle of a message.
+            sqlx::Error::Protocol(_) => true,
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| is_passing_code(&code)),
+            _ => false,
+        }
+    }
+}
+
+/// SQLSTATE classes of PostgreSQL (its manual, appendix A) and result codes of SQLite (https://sqlite.org/rescode.html), of which
+/// the low byte is the primary one.
+fn is_passing_code(code: &str) -> bool {
+    const POSTGRES: [&str; 7] = ["08", "53", "40001", "40P01", "55P03", "57P0", "57014"];
+    const SQLITE: [u32; 5] = [5, 6, 10, 13, 14]; // busy, locked, I/O, full, cannot open
+    if code.len() == 5 && POSTGRES.iter().any(|class| code.starts_with(class)) {
+        return true;
+    }
+    code.len() != 5 && code.parse::<u32>().is_ok_and(|code| SQLITE.contains(&(code & 0xff)))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DbKind {
+    Sqlite,
+    Postgres,
+}
+
 /// An open, migrated database.
 #[derive(Debug, Clone)]
 pub struct Db {
-    pool: sqlx::SqlitePool,
+    pool: sqlx::AnyPool,
+    kind: DbKind,
 }
 
 impl Db {
     /// Opens the database that `url` names, creates it where it may, and brings its tables up to date.
     pub async fn open(url: &str) -> Result<Self, DbError> {
+        DRIVERS.call_once(sqlx::any::install_default_drivers);
         let failed = |reason: String| DbError::Open { url: without_password(url), reason };
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Err(failed("PostgreSQL is not built in yet; use sqlite:PATH".into()));
-        }
-        if !url.starts_with("sqlite:") {
-            return Err(failed("unknown kind of database; use sqlite:PATH".into()));
-        }
+        let kind = kind_of(url).ok_or_else(|| {
+            failed("unknown kind of database; use sqlite:PATH or postgres://USER:PASSWORD@HOST/DATABASE".into())
+        })?;
         let memory = url.contains(":memory:");
-        let options = SqliteConnectOptions::from_str(url)
-            .map_err(|e| failed(e.to_string()))?
-            .create_if_missing(true)
-            .foreign_keys(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // FULL: a committed row survives a power cut, not only a killed process.
-            .synchronous(SqliteSynchronous::Full)
-            .busy_timeout(BUSY_TIMEOUT);
-        // Each connection to `:memory:` would be a database of its own.
-        let connections = if memory { 1 } else { SQLITE_CONNECTIONS };
-        let pool = SqlitePoolOptions::new()
+        let (address, settings) = match kind {
+            DbKind::Sqlite if memory || url.contains("mode=") => (url.to_owned(), SQLITE_SETTINGS),
+            DbKind::Sqlite => (format!("{url}{}mode=rwc", if url.contains('?') { '&' } else { '?' }), SQLITE_SETTINGS),
+            DbKind::Postgres => (url.to_owned(), POSTGRES_SETTINGS),
+        };
+        let options = AnyConnectOptions::from_str(&address).map_err(|e| failed(e.to_string()))?;
+        let connections = match kind {
+            // Each connection to `:memory:` would be a database of its own.
+            DbKind::Sqlite if memory => 1,
+            DbKind::Sqlite => SQLITE_CONNECTIONS,
+            DbKind::Postgres => POSTGRES_CONNECTIONS,
+        };
+        let pool = AnyPoolOptions::new()
             .max_connections(connections)
             .min_connections(u32::from(memory))
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .idle_timeout(None)
             .max_lifetime(None)
+            .after_connect(move |connection: &mut AnyConnection, _| {
+                Box::pin(async move { connection.execute(settings).await.map(drop) })
+            })
             .connect_with(options)
             .await
             .map_err(|e| failed(e.to_string()))?;
         sqlx::migrate!("../../migrations").run(&pool).await?;
-        Ok(Self { pool })
+        Ok(Self { pool, kind })
     }
 
-    pub fn pool(&self) -> &sqlx::SqlitePool {
+    /// The URL of an SQLite file; its path may have any characters.
+    pub fn sqlite_url(path: &Path) -> String {
+        let path = path.to_string_lossy().replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+        format!("sqlite:{path}")
+    }
+
+    pub fn pool(&self) -> &sqlx::AnyPool {
         &self.pool
     }
 
-    /// Waits for running statements and closes the files.
+    pub fn kind(&self) -> DbKind {
+        self.kind
+    }
+
+    /// Begins a transaction that will write.
+    pub async fn begin(&self) -> Result<DbTransaction, sqlx::Error> {
+        match self.kind {
+            // Takes the write lock now: a reader that becomes a writer later can be refused.
+            DbKind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            DbKind::Postgres => self.pool.begin().await,
+        }
+    }
+
+    /// Begins a transaction that will write to `what`: of those that name the same, one runs at a time. It sees what the one
+    /// before has committed.
+    pub async fn write(&self, what: &str) -> Result<DbTransaction, sqlx::Error> {
+        let mut transaction = self.begin().await?;
+        if self.kind == DbKind::Postgres {
+            let lock = sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))").bind(what);
+            lock.execute(&mut *transaction).await?;
+        }
+        Ok(transaction)
+    }
+
+    /// The database's own clock in milliseconds since the Unix epoch, as an expression: what several servers compare must not
+    /// come from the clock of each.
+    pub const fn now_sql(&self) -> &'static str {
+        match self.kind {
+            DbKind::Sqlite => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+            DbKind::Postgres => "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+        }
+    }
+
+    /// Waits for running statements and closes the connections.
     pub async fn close(&self) {
         self.pool.close().await;
+    }
+}
+
+/// Parameters of a statement on many rows: `VALUES ($1, $2), ($3, $4)` for two rows of two columns. In the result of `FROM (VALUES
+/// ...) AS v` both databases name the columns `column1`, `column2`...
+pub fn values(rows: usize, columns: usize) -> String {
+    let row = |row: usize| {
+        let row: Vec<String> = (1..=columns).map(|column| format!("${}", row * columns + column)).collect();
+        format!("({})", row.join(", "))
+    };
+    format!("VALUES {}", (0..rows).map(row).collect::<Vec<_>>().join(", "))
+}
+
+fn kind_of(url: &str) -> Option<DbKind> {
+    match url.split_once(':')?.0 {
+        "sqlite" => Some(DbKind::Sqlite),
+        "postgres" | "postgresql" => Some(DbKind::Postgres),
+        _ => None,
     }
 }
 
@@ -90,5 +203,27 @@ mod tests {
     fn a_shown_url_hides_its_password() {
         assert_eq!(without_password("postgres://u:secret@h/db"), "postgres://***@h/db");
         assert_eq!(without_password("sqlite:/tmp/x"), "sqlite:/tmp/x");
+    }
+
+    #[tokio::test]
+    async fn a_path_may_have_characters_that_mean_something_in_a_url() {
+        let folder = std::env::temp_dir().join(format!("myriad db #{} 100%? {}", std::process::id(), 1));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("a%41 b.sqlite");
+        let db = Db::open(&Db::sqlite_url(&path)).await.unwrap();
+        db.close().await;
+        assert!(path.exists());
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn parameters_are_numbered_row_by_row() {
+        assert_eq!(values(2, 3), "VALUES ($1, $2, $3), ($4, $5, $6)");
+    }
+
+    #[tokio::test]
+    async fn another_kind_of_database_is_refused_with_those_that_are_known() {
+        let error = Db::open("mysql://root:secret@h/db").await.unwrap_err().to_string();
+        assert!(error.contains("postgres://") && !error.contains("secret"), "{error}");
     }
 }

@@ -5,8 +5,10 @@
 pub mod blobs;
 pub mod db;
 pub mod ids;
+#[doc(hidden)]
+pub mod testing;
 pub mod units;
 
 pub use blobs::{BlobError, Blobs};
-pub use db::{Db, DbError};
+pub use db::{Db, DbError, DbKind, DbRow, DbTransaction};
 pub use ids::{AccountName, AdapterName, Digest, RequestId};

@@ -8,10 +8,11 @@ use billing::{Finish, NewRequest, Quantities, Rates};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use platform::RequestId;
-use serving_engine::{Event, FinishReason, Finished, Reply, Request, Token, Usage};
+use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, Token, Usage};
 use text::StreamDecoder;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use super::credit::Credit;
 use super::piece::{Ending, Piece, ScoredToken};
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -23,6 +24,8 @@ const SLOW_READER: Duration = Duration::from_secs(60);
 /// A running request's row is marked after so many tokens or so much time, whichever comes first.
 const MARK_TOKENS: u64 = 32;
 const MARK_EVERY: Duration = Duration::from_millis(250);
+/// A database that takes longer is away: new requests are refused, ended ones are told so and settled when it is back.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What it takes to start a request.
 pub struct Start {
@@ -31,6 +34,8 @@ pub struct Start {
     pub rates: Option<Rates>,
     /// One engine request for each prompt, all with as many choices.
     pub requests: Vec<Request>,
+    /// Whether the request says how long its answer may be.
+    pub length_given: bool,
     pub decoders: Vec<StreamDecoder>,
     pub started: Instant,
 }
@@ -45,14 +50,22 @@ pub struct Run {
 
 /// Gives the prompts to the engine and opens the row. Returns when the row is durable, so that what is sent from then on is
 /// accounted for.
-pub async fn start(platform: Arc<Platform>, start: Start) -> Result<Run, ApiError> {
+pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, ApiError> {
     let choices = start.requests.first().map_or(1, |request| request.choices);
+    let Start { row, rates, requests, length_given, .. } = &mut start;
+    let credit = Credit::open(&platform.wallets, &row.account, *rates, requests, *length_given);
+    let credit = in_time(credit).await?;
     let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
     let replies: Vec<Reply> =
         start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
     let overhead = start.started.elapsed();
     // The engine works on the prompt while the row is written; dropping the replies cancels it.
-    platform.journal.begin(&start.row).await?;
+    if let Err(error) = in_time(async { Ok(platform.journal.begin(&start.row).await?) }).await {
+        // It may be written yet: then it ends at once, and nothing was used.
+        let (journal, id) = (platform.journal.clone(), start.row.id.clone());
+        tokio::spawn(async move { journal.settle(&id, Quantities::default(), Finish::Error, None).await });
+        return Err(error);
+    }
     let (sender, pieces) = channel(PIECES);
     let id = start.row.id.clone();
     let driver = Driver {
@@ -63,6 +76,7 @@ pub async fn start(platform: Arc<Platform>, start: Start) -> Result<Run, ApiErro
         platform,
         id: id.clone(),
         rates: start.rates,
+        credit,
         client: Some(sender),
         finished: 0,
         failure: None,
@@ -100,6 +114,8 @@ struct Driver {
     platform: Arc<Platform>,
     id: RequestId,
     rates: Option<Rates>,
+    /// None for what is free.
+    credit: Option<Credit>,
     /// Nobody, once the client has left.
     client: Option<Sender<Piece>>,
     prompts: Vec<Arc<[u32]>>,
@@ -118,7 +134,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, replies: Vec<Reply>) {
-        let cancels: Vec<Arc<dyn Fn() + Send + Sync>> = replies.iter().map(Reply::canceller).collect();
+        let controls: Vec<Controls> = replies.iter().map(Reply::controls).collect();
         let mut events: SelectAll<_> =
             replies.into_iter().enumerate().map(|(prompt, reply)| numbered(prompt, reply)).collect();
         loop {
@@ -126,26 +142,39 @@ impl Driver {
             let event = tokio::select! {
                 event = events.next() => event,
                 () = gone => {
-                    self.leave(&cancels);
+                    self.leave(&controls);
                     continue;
                 }
             };
             match event {
                 None => break,
-                Some((prompt, event)) => self.take(prompt, event, &cancels).await,
+                Some((prompt, event)) => {
+                    self.take(prompt, event, &controls).await;
+                    self.keep_paid(prompt, &controls).await;
+                }
             }
         }
         self.settle().await;
     }
 
     /// The client has left: what it no longer reads is not computed.
-    fn leave(&mut self, cancels: &[Arc<dyn Fn() + Send + Sync>]) {
+    fn leave(&mut self, controls: &[Controls]) {
         self.client = None;
         self.cancelled = true;
-        cancels.iter().for_each(|cancel| cancel());
+        controls.iter().for_each(Controls::cancel);
     }
 
-    async fn take(&mut self, prompt: usize, event: Event, cancels: &[Arc<dyn Fn() + Send + Sync>]) {
+    /// Reserves ahead of the answer. Where that fails, what is reserved is used up and the answer ends there.
+    async fn keep_paid(&mut self, prompt: usize, controls: &[Controls]) {
+        let Some(credit) = &mut self.credit else { return };
+        let used = self.usages[prompt].completion;
+        if let Err(error) = in_time(credit.keep_ahead(used, controls)).await {
+            tracing::warn!(request = %self.id, ?error, "no more credit could be reserved");
+            controls.iter().for_each(Controls::allow_no_more);
+        }
+    }
+
+    async fn take(&mut self, prompt: usize, event: Event, controls: &[Controls]) {
         let piece = match event {
             Event::Prompt(scores) => Some(self.prompt_scores(prompt, scores)),
             Event::Token { choice, token } => self.token(prompt * self.per_prompt + choice as usize, prompt, token),
@@ -161,7 +190,7 @@ impl Driver {
         };
         let (Some(piece), Some(client)) = (piece, &self.client) else { return };
         if client.send_timeout(piece, SLOW_READER).await.is_err() {
-            self.leave(cancels);
+            self.leave(controls);
         }
     }
 
@@ -190,12 +219,13 @@ impl Driver {
         choice.ending = match reason {
             FinishReason::Stop => Some(Ending::Stop),
             FinishReason::Length => Some(Ending::Length),
+            FinishReason::Allowance => Some(Ending::Credit),
             FinishReason::Cancelled => None,
         };
         let text = choice.decoder.finish(visible_bytes);
         let tokens = match reason {
             // Tokens without bytes at the end belong to the answer, unless a stop string has cut it.
-            FinishReason::Length => choice.held.drain(..).map(|(_, token)| token).collect(),
+            FinishReason::Length | FinishReason::Allowance => choice.held.drain(..).map(|(_, token)| token).collect(),
             _ => choice.take_scores(visible_bytes),
         };
         (!text.is_empty() || !tokens.is_empty()).then_some(Piece::Text { index, text, tokens })
@@ -217,12 +247,9 @@ impl Driver {
             return;
         }
         self.marked = (quantities.completion_tokens, Instant::now());
-        let (platform, id) = (self.platform.clone(), self.id.clone());
-        tokio::spawn(async move {
-            if let Err(error) = platform.journal.mark(&id, quantities).await {
-                tracing::warn!(request = %id, %error, "a request's row could not be marked");
-            }
-        });
+        if let Err(error) = self.platform.journal.mark(&self.id, quantities) {
+            tracing::warn!(request = %self.id, %error, "a request's row could not be marked");
+        }
     }
 
     fn quantities(&self) -> Quantities {
@@ -243,19 +270,22 @@ impl Driver {
         let finish = match (&self.failure, self.cancelled) {
             (Some(_), _) => Finish::Error,
             (None, true) => Finish::Cancelled,
+            (None, false) if self.choices.iter().any(|choice| choice.ending == Some(Ending::Credit)) => Finish::Credit,
             (None, false) if self.choices.iter().all(|choice| choice.ending == Some(Ending::Length)) => Finish::Length,
             _ => Finish::Stop,
         };
-        let settled = self.platform.journal.settle(&self.id, quantities, finish).await;
+        let charge = self.credit.take().and_then(|credit| credit.settle(&quantities, finish));
+        let settled = self.platform.journal.settle(&self.id, quantities, finish, charge);
+        let settled = in_time(async { Ok(settled.await?) }).await;
         self.platform.metrics.end_to_end(self.started.elapsed());
         let Some(client) = self.client.take() else {
             if let Err(error) = settled {
-                tracing::error!(request = %self.id, %error, "a request's row could not be settled");
+                tracing::error!(request = %self.id, ?error, "a request's row could not be settled yet");
             }
             return;
         };
         let pieces = match (settled, self.failure.take()) {
-            (Err(error), _) => vec![Piece::Failed(ApiError::internal(error))],
+            (Err(error), _) => vec![Piece::Failed(error)],
             (Ok(_), Some(failure)) => vec![Piece::Failed(failed(failure))],
             (Ok(_), None) => self.endings(quantities, finish),
         };
@@ -276,6 +306,14 @@ impl Driver {
         };
         let cost_nano_usd = self.rates.map_or(0, |rates| rates.cost(&quantities, finish.name()));
         self.choices.iter().enumerate().map(end).chain([Piece::Done { usage, cost_nano_usd }]).collect()
+    }
+}
+
+/// What the database does not answer in time is refused as an overload: it is worth a retry.
+async fn in_time<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(WRITE_TIMEOUT, work).await {
+        Ok(done) => done,
+        Err(_) => Err(failed("the database does not answer; try again later".into())),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The life of a request: from the engine's events to pieces of answer, with its row in the journal.
 
+mod credit;
 pub mod driver;
 pub mod piece;
 
 pub use driver::{Run, Start, start};
-pub use piece::{Piece, ScoredToken};
+pub use piece::{Ending, Piece, ScoredToken};

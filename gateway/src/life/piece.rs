@@ -17,13 +17,24 @@ pub struct ScoredToken {
 pub enum Ending {
     Stop,
     Length,
+    /// Credit or a cap allowed no more.
+    Credit,
 }
 
 impl Ending {
+    /// OpenAI's word for it: what was cut off has that of a length.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Stop => "stop",
-            Self::Length => "length",
+            Self::Length | Self::Credit => "length",
+        }
+    }
+
+    /// Why, where OpenAI has no word for it.
+    pub const fn stop_reason(self) -> Option<&'static str> {
+        match self {
+            Self::Stop | Self::Length => None,
+            Self::Credit => Some("insufficient_quota"),
         }
     }
 }

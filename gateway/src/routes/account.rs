@@ -1,14 +1,15 @@
-//! The caller's account: requests and keys.
+//! The caller's account: its money, requests, keys and members.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{GroupBy, Price, Prices, RequestRow};
+use billing::{Balance, GroupBy, Price, Prices, RequestRow};
 use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::reply::{JsonObject, dollars};
-use crate::accounts::{Caller, KeyRow};
+use crate::access::{Role, Scope, Scopes};
+use crate::accounts::{Caller, KeyRow, NewKey};
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -22,13 +23,58 @@ const USAGE_DAYS: i64 = 30;
 const NAME_CHARS: usize = 100;
 
 pub async fn show(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
-    // Self-hosted default: unlimited credit, metered. Balances come with the ledger.
-    Ok(HttpResponse::Ok().json(json!({
+    let mut shown = json!({
         "id": caller.account,
         "object": "account",
-        "credit": "unlimited",
         "base_models": platform.models.iter().map(|model| &*model.id).collect::<Vec<_>>(),
-    })))
+        "scopes": caller.scopes.names(),
+    });
+    if caller.scopes.has(Scope::Billing) {
+        for (field, value) in balance(&platform.ledger.balance(&caller.account).await?) {
+            shown[field] = value;
+        }
+    }
+    Ok(HttpResponse::Ok().json(shown))
+}
+
+/// What an account has, in dollars and to the nano-dollar: reserved or not, and what running requests can still reserve.
+pub fn balance(balance: &Balance) -> [(&'static str, Value); 4] {
+    [
+        ("credit", balance.credit.name().into()),
+        ("balance", dollars(balance.posted())),
+        ("balance_nano_usd", balance.posted().into()),
+        ("reserved_nano_usd", balance.held.into()),
+    ]
+}
+
+/// The account's ledger, newest first: every transaction with its entries, which sum to zero.
+pub async fn ledger(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    page: web::Query<Page>,
+) -> Result<HttpResponse, ApiError> {
+    let limit = page.limit()?;
+    let mut rows = platform.ledger.list(&caller.account, page.after.as_deref(), limit + 1).await?;
+    let has_more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let data: Vec<Value> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "id": row.id,
+                "object": "ledger.transaction",
+                "kind": row.kind,
+                "amount_nano_usd": row.amount,
+                "amount": dollars(row.amount),
+                "outcome": row.outcome,
+                "reservation": row.reservation,
+                "memo": row.memo,
+                "created_ms": row.created_ms,
+                "entries_nano_usd": row.entries,
+            })
+        })
+        .collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
 }
 
 #[derive(Deserialize)]
@@ -37,15 +83,22 @@ pub struct Page {
     after: Option<String>,
 }
 
+impl Page {
+    fn limit(&self) -> Result<u32, ApiError> {
+        let limit = self.limit.unwrap_or(PAGE);
+        match (1..=LARGEST_PAGE).contains(&limit) {
+            true => Ok(limit),
+            false => Err(ApiError::param("limit", format!("limit must be from 1 to {LARGEST_PAGE}"))),
+        }
+    }
+}
+
 pub async fn requests(
     platform: web::Data<Platform>,
     caller: Caller,
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=LARGEST_PAGE).contains(&limit) {
-        return Err(ApiError::param("limit", format!("limit must be from 1 to {LARGEST_PAGE}")));
-    }
+    let limit = page.limit()?;
     let mut rows = platform.journal.list(&caller.account, page.after.as_deref(), limit + 1).await?;
     let has_more = rows.len() > limit as usize;
     rows.truncate(limit as usize);
@@ -72,6 +125,7 @@ fn row(prices: &Prices, row: &RequestRow) -> Value {
         "cached_tokens": row.quantities.cached_tokens,
         "completion_tokens": row.quantities.completion_tokens,
         "price_version": row.price_version,
+        "tag": row.tag,
         "cost": dollars(cost),
         "cost_nano_usd": cost,
         "finish": row.finish,
@@ -168,14 +222,19 @@ pub async fn keys(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
 
-fn key(key: &KeyRow) -> Value {
+pub fn key(key: &KeyRow) -> Value {
+    let seconds = |ms: Option<i64>| ms.map(|ms| ms / 1000);
     json!({
         "id": key.id,
         "object": "account.key",
         "name": key.name,
         "hint": key.hint,
+        "scopes": key.scopes.names(),
+        "member": key.member,
         "created_at": key.created_ms / 1000,
-        "revoked_at": key.revoked_ms.map(|ms| ms / 1000),
+        "expires_at": seconds(key.expires_ms),
+        "last_used_at": seconds(key.last_used_ms),
+        "revoked_at": seconds(key.revoked_ms),
     })
 }
 
@@ -184,13 +243,66 @@ pub async fn create_key(
     caller: Caller,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    let name = Fields::new(&json).text("name")?.unwrap_or("key");
-    if name.is_empty() || name.chars().count() > NAME_CHARS || name.chars().any(char::is_control) {
-        return Err(ApiError::param("name", format!("name must have 1 to {NAME_CHARS} printable characters")));
+    let mut new = key_fields(&json)?;
+    if Fields::new(&json).get("scopes").is_none() {
+        new.scopes = caller.scopes;
     }
-    let (id, secret) = platform.accounts.create_key(&caller.account, name).await?;
-    Ok(HttpResponse::build(StatusCode::CREATED)
-        .json(json!({ "id": id, "object": "account.key", "name": name, "key": secret })))
+    if !new.scopes.within(caller.scopes) {
+        let have = caller.scopes.names().join(", ");
+        return Err(ApiError::param("scopes", format!("a key can only pass on scopes that it has itself: {have}")));
+    }
+    let (id, secret) = platform.accounts.create_key(&caller.account, &new).await?;
+    Ok(created_key(&id, &secret, &new))
+}
+
+/// What a new key is to be: `name`, `scopes` (all), `expires_at` (never), `member` (nobody's).
+pub fn key_fields(json: &Map<String, Value>) -> Result<NewKey, ApiError> {
+    let fields = Fields::new(json);
+    let scopes = match fields.array("scopes")? {
+        None => Scopes::ALL,
+        Some(names) => {
+            let all = Scopes::ALL.names().join(", ");
+            let wrong = || ApiError::param("scopes", format!("scopes must be a list of some of {all}"));
+            let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
+            let names = names.filter(|names| !names.is_empty()).ok_or_else(wrong)?;
+            Scopes::parse(names).map_err(|_| wrong())?
+        }
+    };
+    let expires_ms = fields.integer("expires_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
+    if expires_ms.is_some_and(|expires| expires <= now_ms()) {
+        return Err(ApiError::param("expires_at", "expires_at must be in the future, in Unix seconds"));
+    }
+    Ok(NewKey {
+        name: name_of(&fields, "name")?.unwrap_or("key").to_owned(),
+        scopes,
+        expires_ms,
+        member: name_of(&fields, "member")?.map(str::to_owned),
+    })
+}
+
+fn name_of<'a>(fields: &Fields<'a>, field: &'static str) -> Result<Option<&'a str>, ApiError> {
+    let name = fields.text(field)?;
+    name.map(|name| checked_name(field, name)).transpose()
+}
+
+fn checked_name<'a>(field: &'static str, name: &'a str) -> Result<&'a str, ApiError> {
+    if name.is_empty() || name.chars().count() > NAME_CHARS || name.chars().any(char::is_control) {
+        return Err(ApiError::param(field, format!("{field} must have 1 to {NAME_CHARS} printable characters")));
+    }
+    Ok(name)
+}
+
+/// The only answer that ever shows a key.
+pub fn created_key(id: &str, secret: &str, new: &NewKey) -> HttpResponse {
+    HttpResponse::build(StatusCode::CREATED).json(json!({
+        "id": id,
+        "object": "account.key",
+        "name": new.name,
+        "scopes": new.scopes.names(),
+        "member": new.member,
+        "expires_at": new.expires_ms.map(|ms| ms / 1000),
+        "key": secret,
+    }))
 }
 
 pub async fn revoke_key(
@@ -202,5 +314,42 @@ pub async fn revoke_key(
         Ok(HttpResponse::Ok().json(json!({ "id": *id, "object": "account.key", "revoked": true })))
     } else {
         Err(ApiError::not_found("this account has no such key"))
+    }
+}
+
+pub async fn members(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+    let members = platform.accounts.members(&caller.account).await?;
+    let data: Vec<Value> = members.iter().map(|known| member(&known.name, known.role)).collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+fn member(name: &str, role: Role) -> Value {
+    json!({ "name": name, "object": "account.member", "role": role.name(), "scopes": role.scopes().names() })
+}
+
+pub async fn set_member(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    let name = checked_name("name", &name)?;
+    let role = Fields::new(&json).text("role")?.and_then(Role::named).ok_or_else(|| {
+        let all = Role::ALL.map(Role::name).join(", ");
+        ApiError::param("role", format!("role must be one of {all}"))
+    })?;
+    platform.accounts.set_member(&caller.account, name, role).await?;
+    Ok(HttpResponse::Ok().json(member(name, role)))
+}
+
+/// Removes a member; its keys open nothing from then on.
+pub async fn remove_member(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    match platform.accounts.remove_member(&caller.account, &name).await? {
+        true => Ok(HttpResponse::Ok().json(json!({ "name": *name, "object": "account.member", "removed": true }))),
+        false => Err(ApiError::not_found("this account has no such member")),
     }
 }

@@ -13,7 +13,7 @@ use text::ChatInput;
 use super::reply::{self, Events, Frame, JsonObject};
 use crate::accounts::Caller;
 use crate::error::ApiError;
-use crate::life::{self, Piece, ScoredToken};
+use crate::life::{self, Ending, Piece, ScoredToken};
 use crate::prepare::{self, Prepared};
 use crate::resolve::{Target, resolve};
 use crate::state::Platform;
@@ -40,6 +40,7 @@ pub async fn create(
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
         price_version: price.as_ref().map(|price| price.version),
+        tag: request.common.tag.clone(),
     };
     let frame = Frame {
         id: row.id.to_string(),
@@ -58,8 +59,9 @@ pub async fn create(
     let requests = prepare::requests(&platform, &target, &row, &request.common, prepared)?;
     let decoders = (0..request.common.choices).map(|_| target.model.text.decoder()).collect();
     let model = target.model.id.clone();
-    let rates = price.map(|price| price.rates);
-    let run = life::start(platform.clone(), life::Start { row, rates, requests, decoders, started }).await?;
+    let (rates, length_given) = (price.map(|price| price.rates), request.common.max_tokens.is_some());
+    let run =
+        life::start(platform.clone(), life::Start { row, rates, requests, length_given, decoders, started }).await?;
     let mut response = HttpResponse::Ok();
     reply::head(&mut response, &run, started);
     let writer = Writer {
@@ -132,7 +134,7 @@ impl Writer {
     }
 
     fn whole(&self, pieces: Vec<Piece>) -> Value {
-        let mut texts = vec![(String::new(), Vec::new(), "stop"); self.choices];
+        let mut texts = vec![(String::new(), Vec::new(), Ending::Stop); self.choices];
         let mut used = Value::Null;
         for piece in pieces {
             match piece {
@@ -140,18 +142,22 @@ impl Writer {
                     texts[index].0.push_str(&text);
                     texts[index].1.extend(tokens);
                 }
-                Piece::End { index, ending } => texts[index].2 = ending.name(),
+                Piece::End { index, ending } => texts[index].2 = ending,
                 Piece::Done { usage, cost_nano_usd } => used = reply::usage(usage, cost_nano_usd),
                 Piece::Prompt { .. } | Piece::Failed(_) => {}
             }
         }
-        let choice = |(index, (text, tokens, finish)): (usize, (String, Vec<ScoredToken>, &str))| {
-            json!({
+        let choice = |(index, (text, tokens, ending)): (usize, (String, Vec<ScoredToken>, Ending))| {
+            let mut choice = json!({
                 "index": index,
                 "message": { "role": "assistant", "content": text, "refusal": null },
                 "logprobs": self.scores(&tokens),
-                "finish_reason": finish,
-            })
+                "finish_reason": ending.name(),
+            });
+            if let Some(reason) = ending.stop_reason() {
+                choice["stop_reason"] = reason.into();
+            }
+            choice
         };
         let mut body = self.frame.with(texts.into_iter().enumerate().map(choice).collect());
         body["usage"] = used;
@@ -171,7 +177,13 @@ impl Events for Writer {
                 let scores = self.scores(&tokens);
                 vec![self.chunk(index, json!({ "content": text }), scores, None)]
             }
-            Piece::End { index, ending } => vec![self.chunk(index, json!({}), Value::Null, Some(ending.name()))],
+            Piece::End { index, ending } => {
+                let mut chunk = self.chunk(index, json!({}), Value::Null, Some(ending.name()));
+                if let Some(reason) = ending.stop_reason() {
+                    chunk["choices"][0]["stop_reason"] = reason.into();
+                }
+                vec![chunk]
+            }
             Piece::Done { usage, cost_nano_usd } if self.include_usage => {
                 let mut last = self.frame.with(Vec::new());
                 last["usage"] = reply::usage(usage, cost_nano_usd);

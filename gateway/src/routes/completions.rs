@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::reply::{self, Events, Frame, JsonObject};
 use crate::accounts::Caller;
 use crate::error::ApiError;
-use crate::life::{self, Piece, ScoredToken};
+use crate::life::{self, Ending, Piece, ScoredToken};
 use crate::prepare::{self, Prepared};
 use crate::resolve::{Target, resolve};
 use crate::state::Platform;
@@ -40,6 +40,7 @@ pub async fn create(
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
         price_version: price.as_ref().map(|price| price.version),
+        tag: request.common.tag.clone(),
     };
     let frame = Frame {
         id: row.id.to_string(),
@@ -59,8 +60,9 @@ pub async fn create(
     let choices = request.common.choices as usize;
     let decoders = (0..prompts.len() * choices).map(|_| target.model.text.continuing_decoder()).collect();
     let model = target.model.id.clone();
-    let rates = price.map(|price| price.rates);
-    let run = life::start(platform.clone(), life::Start { row, rates, requests, decoders, started }).await?;
+    let (rates, length_given) = (price.map(|price| price.rates), true);
+    let run =
+        life::start(platform.clone(), life::Start { row, rates, requests, length_given, decoders, started }).await?;
     let mut response = HttpResponse::Ok();
     reply::head(&mut response, &run, started);
     let prompt_count = prompts.len();
@@ -165,9 +167,14 @@ impl Writer {
         scores
     }
 
-    fn choice(&self, index: usize, text: &str, scores: Option<Scores>, finish: Option<&str>) -> Value {
+    fn choice(&self, index: usize, text: &str, scores: Option<Scores>, ending: Option<Ending>) -> Value {
         let logprobs = scores.filter(|_| self.logprobs).map_or(Value::Null, Scores::json);
-        json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish })
+        let mut choice =
+            json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": ending.map(Ending::name) });
+        if let Some(reason) = ending.and_then(Ending::stop_reason) {
+            choice["stop_reason"] = reason.into();
+        }
+        choice
     }
 
     fn chunk(&self, choice: Value) -> Value {
@@ -186,7 +193,7 @@ impl Writer {
         let count = self.offsets.len();
         let mut texts: Vec<String> = (0..count).map(|index| self.echoes[index / self.per_prompt].clone()).collect();
         let mut scores: Vec<Scores> = (0..count).map(|_| Scores::default()).collect();
-        let mut finishes = vec!["stop"; count];
+        let mut finishes = vec![Ending::Stop; count];
         let mut used = Value::Null;
         for piece in pieces {
             match piece {
@@ -201,14 +208,14 @@ impl Writer {
                     let own = self.scores(index, &tokens);
                     scores[index].append(own);
                 }
-                Piece::End { index, ending } => finishes[index] = ending.name(),
+                Piece::End { index, ending } => finishes[index] = ending,
                 Piece::Done { usage, cost_nano_usd } => used = reply::usage(usage, cost_nano_usd),
                 Piece::Failed(_) => {}
             }
         }
         let choices = texts.iter().zip(scores).zip(finishes).enumerate();
         let choices =
-            choices.map(|(index, ((text, scores), finish))| self.choice(index, text, Some(scores), Some(finish)));
+            choices.map(|(index, ((text, scores), ending))| self.choice(index, text, Some(scores), Some(ending)));
         let mut body = self.frame.with(choices.collect());
         body["usage"] = used;
         body
@@ -239,7 +246,7 @@ impl Events for Writer {
                 let scores = self.scores(index, &tokens);
                 vec![self.chunk(self.choice(index, &text, Some(scores), None))]
             }
-            Piece::End { index, ending } => vec![self.chunk(self.choice(index, "", None, Some(ending.name())))],
+            Piece::End { index, ending } => vec![self.chunk(self.choice(index, "", None, Some(ending)))],
             Piece::Done { usage, cost_nano_usd } if self.include_usage => {
                 let mut last = self.frame.with(Vec::new());
                 last["usage"] = reply::usage(usage, cost_nano_usd);

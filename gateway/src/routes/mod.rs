@@ -51,9 +51,13 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/requests", web::get().to(account::requests))
         .route("/v1/account/usage", web::get().to(account::usage))
         .route("/v1/account/prices", web::get().to(account::prices))
+        .route("/v1/account/ledger", web::get().to(account::ledger))
         .route("/v1/account/keys", web::get().to(account::keys))
         .route("/v1/account/keys", web::post().to(account::create_key))
         .route("/v1/account/keys/{id}", web::delete().to(account::revoke_key))
+        .route("/v1/account/members", web::get().to(account::members))
+        .route("/v1/account/members/{name}", web::put().to(account::set_member))
+        .route("/v1/account/members/{name}", web::delete().to(account::remove_member))
         // Whoever watches
         .configure(health)
         .route("/", web::get().to(ops::front_page))
@@ -85,8 +89,7 @@ pub fn ops(config: &mut web::ServiceConfig) {
         .configure(limits)
         .configure(health)
         .route("/metrics", web::get().to(ops::metrics))
-        .route("/admin/v1/prices", web::get().to(admin::prices))
-        .route("/admin/v1/prices", web::post().to(admin::add_price))
+        .configure(admin::routes)
         .default_service(web::to(nothing_here));
 }
 

@@ -13,6 +13,8 @@ const STOPS: usize = 16;
 const STOP_BYTES: usize = 1024;
 /// Most entries of `logit_bias` and `stop_token_ids`.
 const BIASES: usize = 1024;
+/// Longest tag, in bytes.
+const TAG_BYTES: usize = 128;
 /// Most choices of one request.
 const CHOICES: i64 = 128;
 
@@ -31,6 +33,8 @@ pub struct Common {
     pub include_stop: bool,
     pub stream: bool,
     pub include_usage: bool,
+    /// `metadata.tag`: what the caller sorts its requests by.
+    pub tag: Option<String>,
 }
 
 /// The name of the base or adapter, which must be known before the rest can be read.
@@ -75,7 +79,18 @@ impl Common {
             include_stop: fields.flag("include_stop_str_in_output")?,
             stream,
             include_usage,
+            tag: tag(fields)?,
         })
+    }
+}
+
+fn tag(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    let Some(metadata) = fields.object("metadata")? else { return Ok(None) };
+    match Fields::new(metadata).text("tag").map_err(|_| ApiError::param("metadata", "metadata.tag must be a string"))? {
+        Some(tag) if tag.is_empty() || tag.len() > TAG_BYTES || tag.chars().any(char::is_control) => {
+            Err(ApiError::param("metadata", format!("metadata.tag must have 1 to {TAG_BYTES} bytes, all printable")))
+        }
+        tag => Ok(tag.map(str::to_owned)),
     }
 }
 

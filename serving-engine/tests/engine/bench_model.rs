@@ -116,6 +116,7 @@ pub fn request(n: u32) -> Request {
         seed: u64::from(n),
         choices: 1,
         max_tokens: 12,
+        allowance: None,
         min_tokens: 0,
         stop: Vec::new(),
         stop_tokens: Arc::new([]),

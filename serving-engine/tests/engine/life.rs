@@ -61,7 +61,7 @@ async fn a_cancelled_request_ends_soon_and_its_pages_are_free() {
     while let Some(event) = reply.next().await {
         events += 1;
         match event {
-            Event::Token { .. } if events == 3 => reply.cancel(),
+            Event::Token { .. } if events == 3 => reply.controls().cancel(),
             Event::Finished(end) => assert!(end.usage.completion < 400),
             _ => {}
         }

@@ -1,13 +1,13 @@
-//! The operator's endpoints, on the operators' listener and for the operator's key only.
+//! Prices, as the operator sets them.
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use billing::{NewPrice, Rates};
-use platform::AccountName;
 use serde_json::{Value, json};
 
-use super::account;
-use super::reply::JsonObject;
+use super::super::account;
+use super::super::reply::JsonObject;
+use super::{known_account, operator};
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -18,21 +18,14 @@ const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
 
-fn operator(platform: &Platform, caller: &Caller) -> Result<(), ApiError> {
-    if caller.account == platform.operator {
-        return Ok(());
-    }
-    Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server"))
-}
-
-pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
     let data: Vec<Value> = platform.prices.all().iter().map(account::price).collect();
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
 
 /// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
-pub async fn add_price(
+pub async fn add(
     platform: web::Data<Platform>,
     caller: Caller,
     JsonObject(json): JsonObject,
@@ -53,14 +46,7 @@ pub async fn add_price(
     let cached_input = rate("cached_input")?.unwrap_or(input);
     let account = match fields.text("account")? {
         None => None,
-        Some(name) => {
-            let name: AccountName =
-                name.parse().map_err(|error: platform::ids::IdError| ApiError::param("account", error.to_string()))?;
-            if !platform.accounts.exists(&name).await? {
-                return Err(ApiError::param("account", format!("there is no account {name}")));
-            }
-            Some(name)
-        }
+        Some(name) => Some(known_account(&platform, name, "account").await?),
     };
     let model = match fields.text("model")? {
         Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {

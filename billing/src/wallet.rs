@@ -1,0 +1,411 @@
+//! Credit in memory: requests reserve and settle against what this server has set aside for their account.
+//!
+//! For each account that it serves the server holds one reservation in the ledger. Requests take their share of it in memory; the
+//! ledger is asked only when it is used up, and gets back what is left when the account has been quiet for a while. So the
+//! decision costs no write, and no two servers ever wait for each other on an account's row.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use platform::AccountName;
+use tokio::sync::Notify;
+
+use crate::rules::{Command, Credit, Nano, Refusal};
+use crate::{BillingError, Journal, Ledger};
+
+/// Most that is set aside beyond what is needed: one dollar.
+const SPARE: Nano = 1_000_000_000;
+/// Of a prepaid account's credit, the part that one server sets aside at a time: others may serve it too.
+const SPARE_PART: Nano = 8;
+/// An account without running requests gives its reservation back after so long.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// What a settled request takes from the ledger's books.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Charge {
+    pub account: AccountName,
+    pub reservation: String,
+    pub amount: Nano,
+}
+
+#[derive(Clone)]
+pub struct Wallets {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    ledger: Ledger,
+    journal: Journal,
+    purses: Mutex<HashMap<AccountName, Arc<Purse>>>,
+    /// Counts this server's commands to the ledger: their ids.
+    commands: AtomicU64,
+}
+
+/// One account's credit on this server.
+struct Purse {
+    account: AccountName,
+    state: Mutex<State>,
+    /// Held while the ledger is asked: requests that come meanwhile wait for its answer instead of asking as well.
+    asking: tokio::sync::Mutex<()>,
+    /// Told when a request gives credit back.
+    given_back: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    reservation: Option<String>,
+    /// Still held in the ledger, as far as requests have settled here.
+    amount: Nano,
+    /// Of that, what running requests hold.
+    taken: Nano,
+    /// Requests that hold credit, and how many of them wait for more.
+    holders: usize,
+    waiting: usize,
+    quiet_since: Option<Instant>,
+    /// A command whose answer got lost: it is repeated before another one is given.
+    unanswered: Option<(String, Command)>,
+}
+
+impl State {
+    /// Begins anew without a reservation; returns the one that there was.
+    fn forget(&mut self) -> Option<String> {
+        (self.amount, self.taken, self.quiet_since) = (0, 0, None);
+        self.reservation.take()
+    }
+
+    const fn free(&self) -> Nano {
+        self.amount - self.taken
+    }
+
+    /// False for what was held before another server closed the reservation.
+    fn holds(&self, reservation: &str) -> bool {
+        self.reservation.as_deref() == Some(reservation)
+    }
+
+    fn take(&mut self, least: Nano, wanted: Nano) -> Option<(String, Nano)> {
+        let reservation = self.reservation.clone().filter(|_| self.free() >= least)?;
+        let amount = wanted.min(self.free());
+        self.taken += amount;
+        self.quiet_since = None;
+        Some((reservation, amount))
+    }
+
+    /// Whether a request that holds credit may give some back without getting more first.
+    const fn somebody_runs(&self) -> bool {
+        self.holders > self.waiting
+    }
+}
+
+impl Purse {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Credit of one request. What is not settled goes back when it is dropped.
+pub struct Hold {
+    wallets: Wallets,
+    purse: Arc<Purse>,
+    reservation: String,
+    amount: Nano,
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hold")
+            .field("account", &self.purse.account)
+            .field("amount", &self.amount)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hold {
+    pub const fn amount(&self) -> Nano {
+        self.amount
+    }
+
+    /// Holds more: at least `least`, and `wanted` where there is as much. False: there is not.
+    pub async fn extend(&mut self, least: Nano, wanted: Nano) -> Result<bool, BillingError> {
+        let waits = Waits::new(&self.purse);
+        let taken = self.wallets.take(&self.purse, least, wanted).await?;
+        drop(waits);
+        match taken {
+            Ok((_, amount)) => {
+                self.amount += amount;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Takes the cost out; never more than is held. The rest goes back.
+    pub fn settle(mut self, cost: Nano) -> Option<Charge> {
+        if cost > self.amount {
+            tracing::error!(account = %self.purse.account, cost, held = self.amount, "a request costs more than it had reserved");
+        }
+        let amount = cost.min(self.amount);
+        let mut state = self.purse.state();
+        if state.holds(&self.reservation) {
+            state.taken -= amount;
+            state.amount -= amount;
+        }
+        drop(state);
+        self.amount -= amount;
+        (amount > 0).then(|| Charge {
+            account: self.purse.account.clone(),
+            reservation: self.reservation.clone(),
+            amount,
+        })
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut state = self.purse.state();
+        state.holders -= 1;
+        if state.holds(&self.reservation) {
+            state.taken -= self.amount;
+        }
+        if state.holders == 0 {
+            state.quiet_since = Some(Instant::now());
+        }
+        drop(state);
+        self.purse.given_back.notify_waiters();
+    }
+}
+
+/// As long as it lives, its request does nothing but wait for more credit.
+struct Waits<'a>(&'a Purse);
+
+impl<'a> Waits<'a> {
+    fn new(purse: &'a Purse) -> Self {
+        purse.state().waiting += 1;
+        // Who waits for this one to give back must see that it does not.
+        purse.given_back.notify_waiters();
+        Self(purse)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+    }
+}
+
+impl Wallets {
+    /// Must be called within a tokio runtime, on which quiet accounts give their reservations back.
+    pub fn new(ledger: Ledger, journal: Journal) -> Self {
+        let shared = Arc::new(Shared { ledger, journal, purses: Mutex::default(), commands: AtomicU64::new(0) });
+        let weak = Arc::downgrade(&shared);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(QUIET / 2).await;
+                let Some(shared) = weak.upgrade() else { return };
+                if let Err(error) = (Self { shared }).give_back_quiet().await {
+                    tracing::warn!(%error, "a quiet account's reservation could not be given back");
+                }
+            }
+        });
+        Self { shared }
+    }
+
+    /// Sets credit aside for a request: at least `least`, and `wanted` where there is as much. Both over 0. Where what is missing
+    /// is held by other requests it waits for them: nobody is refused while there is money.
+    pub async fn reserve(
+        &self,
+        account: &AccountName,
+        least: Nano,
+        wanted: Nano,
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        let purse = self.purse(account);
+        let taken = self.take(&purse, least, wanted).await?;
+        Ok(taken.map(|(reservation, amount)| {
+            purse.state().holders += 1;
+            Hold { wallets: self.clone(), purse, reservation, amount }
+        }))
+    }
+
+    fn purse(&self, account: &AccountName) -> Arc<Purse> {
+        let mut purses = self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = || {
+            Arc::new(Purse {
+                account: account.clone(),
+                state: Mutex::default(),
+                asking: tokio::sync::Mutex::default(),
+                given_back: Notify::new(),
+            })
+        };
+        purses.entry(account.clone()).or_insert_with(fresh).clone()
+    }
+
+    async fn take(
+        &self,
+        purse: &Arc<Purse>,
+        least: Nano,
+        wanted: Nano,
+    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
+        loop {
+            let given_back = purse.given_back.notified();
+            let answer = self.take_now(purse, least, wanted).await?;
+            match answer {
+                Err(Refusal::InsufficientCredit) if purse.state().somebody_runs() => given_back.await,
+                answer => return Ok(answer),
+            }
+        }
+    }
+
+    async fn take_now(
+        &self,
+        purse: &Arc<Purse>,
+        least: Nano,
+        wanted: Nano,
+    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
+        if let Some(taken) = purse.state().take(wanted, wanted) {
+            return Ok(Ok(taken));
+        }
+        let asking = purse.asking.lock().await;
+        if let Some(taken) = purse.state().take(wanted, wanted) {
+            return Ok(Ok(taken));
+        }
+        // On a task of its own: a caller who goes away must not leave an answer of the ledger unread.
+        let (wallets, asked) = (self.clone(), purse.clone());
+        let free = asked.state().free();
+        let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
+        let answer = tokio::spawn(async move { wallets.ask(&asked, least_more, wanted_more).await });
+        let answer = answer.await.map_err(|_| BillingError::Closed)??;
+        drop(asking);
+        match purse.state().take(least, wanted) {
+            Some(taken) => Ok(Ok(taken)),
+            None => Ok(Err(answer.err().unwrap_or(Refusal::InsufficientCredit))),
+        }
+    }
+
+    /// Gets more from the ledger: what is wanted and something to spare, or what there is.
+    async fn ask(&self, purse: &Purse, least: Nano, wanted: Nano) -> Result<Result<(), Refusal>, BillingError> {
+        let balance = self.shared.ledger.balance(&purse.account).await?;
+        let spare = match balance.credit {
+            Credit::Unlimited => SPARE,
+            Credit::Prepaid => (balance.available / SPARE_PART).clamp(0, SPARE),
+        };
+        let amounts = match balance.credit {
+            Credit::Unlimited => [wanted + spare, wanted],
+            Credit::Prepaid if spare >= wanted => [wanted + spare, wanted],
+            // It gets short: a part of what is left, so that others find something too.
+            Credit::Prepaid if balance.available >= least.max(1) => [least.max(spare), least.max(1)],
+            Credit::Prepaid => return Ok(Err(Refusal::InsufficientCredit)),
+        };
+        let mut answer = Ok(());
+        for amount in amounts {
+            answer = self.set_aside(purse, amount).await?;
+            if answer.is_ok() {
+                break;
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn set_aside(&self, purse: &Purse, amount: Nano) -> Result<Result<(), Refusal>, BillingError> {
+        let unanswered = purse.state().unanswered.clone();
+        if let Some((id, command)) = unanswered {
+            self.add(purse, id, command).await?.ok();
+        }
+        let known = purse.state().reservation.clone();
+        let id = self.command_id();
+        let command = match known {
+            Some(reservation) => Command::Extend { reservation, amount },
+            None => Command::Reserve { reservation: id.clone(), amount },
+        };
+        self.add(purse, id, command).await
+    }
+
+    async fn add(&self, purse: &Purse, id: String, command: Command) -> Result<Result<(), Refusal>, BillingError> {
+        purse.state().unanswered = Some((id.clone(), command.clone()));
+        let answer = self.apply(&id, &purse.account, &command).await?;
+        purse.state().unanswered = None;
+        match answer {
+            Ok(()) => {
+                let mut state = purse.state();
+                state.reservation = command.reservation().map(str::to_owned);
+                state.amount += command.amount();
+                Ok(Ok(()))
+            }
+            Err(Refusal::ReservationClosed) => {
+                // This server was taken for dead and its reservation given back. Running requests are closed with it; the next
+                // ones begin with a new reservation.
+                tracing::warn!(account = %purse.account, "a reservation was closed by another server");
+                purse.state().forget();
+                Ok(Err(Refusal::ReservationClosed))
+            }
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+
+    async fn apply(
+        &self,
+        id: &str,
+        account: &AccountName,
+        command: &Command,
+    ) -> Result<Result<(), Refusal>, BillingError> {
+        let Shared { ledger, journal, .. } = &*self.shared;
+        ledger.apply(id, account, command, None, journal.instance()).await
+    }
+
+    fn command_id(&self) -> String {
+        let number = self.shared.commands.fetch_add(1, Ordering::Relaxed);
+        format!("{} {number}", self.shared.journal.instance())
+    }
+
+    /// Gives back what accounts hold that have been quiet for a while.
+    async fn give_back_quiet(&self) -> Result<(), BillingError> {
+        let purses: Vec<Arc<Purse>> = {
+            let purses = self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner);
+            purses.values().cloned().collect()
+        };
+        for purse in purses {
+            let quiet = purse.state().quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
+            if quiet {
+                self.empty(&purse).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what the account holds, unless requests run.
+    pub async fn give_back(&self, account: &AccountName) -> Result<(), BillingError> {
+        let purse = self.purse(account);
+        self.empty(&purse).await
+    }
+
+    /// Gives everything back: for a server that stops.
+    pub async fn give_back_all(&self) -> Result<(), BillingError> {
+        let accounts: Vec<AccountName> = {
+            let purses = self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner);
+            purses.keys().cloned().collect()
+        };
+        for account in accounts {
+            self.give_back(&account).await?;
+        }
+        Ok(())
+    }
+
+    async fn empty(&self, purse: &Purse) -> Result<(), BillingError> {
+        let _asking = purse.asking.lock().await;
+        let reservation = {
+            let mut state = purse.state();
+            if state.holders > 0 {
+                return Ok(());
+            }
+            state.forget()
+        };
+        let Some(reservation) = reservation else { return Ok(()) };
+        // What requests have settled must be in the books before the rest is given back.
+        self.shared.journal.flush().await?;
+        let command = Command::Void { reservation };
+        if let Err(refusal) = self.apply(&self.command_id(), &purse.account, &command).await? {
+            tracing::warn!(account = %purse.account, %refusal, "a reservation could not be given back");
+        }
+        Ok(())
+    }
+}

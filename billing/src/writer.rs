@@ -1,0 +1,308 @@
+//! Group commit: what happens to requests is written by one task, all that is waiting in one transaction.
+//!
+//! While one transaction is being made durable the next one's writes gather, so that a hundred requests cost one wait for the
+//! disk and not a hundred. Writes of one request happen in the order in which they were handed in. A batch that fails because the
+//! database is away is tried again: every write is one that may be repeated.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use platform::db::values;
+use platform::units::now_ms;
+use platform::{Db, DbTransaction, RequestId};
+use sqlx::Row;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::journal::{Finish, NewRequest, Quantities};
+use crate::rules::{Book, Nano};
+use crate::{BillingError, Charge};
+
+/// Writes of one transaction.
+const BATCH: usize = 256;
+/// Waits between attempts while the database is away.
+const FIRST_WAIT: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+/// Whether the row was open: false for a repeat, which changes nothing.
+type Settled = bool;
+
+pub(crate) enum Write {
+    Begin(NewRequest, oneshot::Sender<Result<(), BillingError>>),
+    Mark(RequestId, Quantities),
+    Settle(Settlement, oneshot::Sender<Result<Settled, BillingError>>),
+    /// Answered when all that came before is durable or given up.
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Settlement {
+    pub id: RequestId,
+    pub quantities: Quantities,
+    pub finish: Finish,
+    /// What is taken from the account's reservation; none for what costs nothing.
+    pub charge: Option<Charge>,
+}
+
+/// Takes writes until nobody can hand in any more.
+pub(crate) async fn run(db: Db, instance: String, mut inbox: mpsc::UnboundedReceiver<Write>) {
+    let mut batch = Vec::new();
+    while inbox.recv_many(&mut batch, BATCH).await > 0 {
+        Batch::sort(std::mem::take(&mut batch)).commit(&db, &instance).await;
+    }
+}
+
+/// The writes of one transaction, by kind.
+#[derive(Default)]
+struct Batch {
+    begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
+    marks: HashMap<RequestId, Quantities>,
+    settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
+    flushes: Vec<oneshot::Sender<()>>,
+}
+
+impl Batch {
+    /// A request's begin, marks and settlement come in this order, so kinds may be written one after the other; of several marks
+    /// only the last one matters.
+    fn sort(writes: Vec<Write>) -> Self {
+        let mut batch = Self::default();
+        for write in writes {
+            match write {
+                Write::Begin(request, done) => batch.begins.push((request, done)),
+                Write::Mark(id, quantities) => drop(batch.marks.insert(id, quantities)),
+                Write::Settle(settlement, done) => {
+                    batch.marks.remove(&settlement.id);
+                    batch.settlements.push((settlement, done));
+                }
+                Write::Flush(done) => batch.flushes.push(done),
+            }
+        }
+        batch
+    }
+
+    async fn commit(self, db: &Db, instance: &str) {
+        let begins: Vec<&NewRequest> = self.begins.iter().map(|(request, _)| request).collect();
+        let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
+        let written = persist(|| write(db, instance, &begins, &self.marks, &settlements)).await;
+        match written {
+            Ok(settled) => {
+                self.begins.into_iter().for_each(|(_, done)| drop(done.send(Ok(()))));
+                for (settlement, done) in self.settlements {
+                    let _ = done.send(Ok(settled.contains(settlement.id.as_str())));
+                }
+                self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
+            }
+            // One of them cannot be written. Alone, only that one fails.
+            Err(_) => self.commit_each(db, instance).await,
+        }
+    }
+
+    async fn commit_each(self, db: &Db, instance: &str) {
+        let none = HashMap::new();
+        for (request, done) in self.begins {
+            let one = [&request];
+            let written = persist(|| write(db, instance, &one, &none, &[])).await;
+            let _ = done.send(written.map(drop));
+        }
+        for (id, quantities) in self.marks {
+            let one = HashMap::from([(id.clone(), quantities)]);
+            if let Err(error) = persist(|| write(db, instance, &[], &one, &[])).await {
+                tracing::error!(request = %id, %error, "a request's row could not be marked");
+            }
+        }
+        for (settlement, done) in self.settlements {
+            let one = [&settlement];
+            let written = persist(|| write(db, instance, &[], &none, &one)).await;
+            let _ = done.send(written.map(|settled| settled.contains(settlement.id.as_str())));
+        }
+        self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
+    }
+}
+
+/// Tries again while the database is away; returns when it has answered.
+async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl Fn() -> F) -> Result<T, BillingError> {
+    let mut wait = FIRST_WAIT;
+    loop {
+        match attempt().await {
+            Err(error) if error.is_passing() => {
+                tracing::warn!(%error, "requests could not be written; trying again");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
+            }
+            answered => return answered,
+        }
+    }
+}
+
+/// Ids of the requests that this transaction has settled.
+type SettledIds = std::collections::HashSet<String>;
+
+async fn write(
+    db: &Db,
+    instance: &str,
+    begins: &[&NewRequest],
+    marks: &HashMap<RequestId, Quantities>,
+    settlements: &[&Settlement],
+) -> Result<SettledIds, BillingError> {
+    let mut transaction = db.begin().await?;
+    begin(&mut transaction, instance, begins).await?;
+    mark(&mut transaction, marks).await?;
+    let settled = settle(&mut transaction, settlements).await?;
+    transaction.commit().await?;
+    Ok(settled)
+}
+
+async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRequest]) -> Result<(), BillingError> {
+    if begins.is_empty() {
+        return Ok(());
+    }
+    let now = now_ms();
+    let sql = format!(
+        "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, tag, started_ms, price_version, \
+         instance, finish) {} ON CONFLICT (id) DO NOTHING",
+        values(begins.len(), 13)
+    );
+    let mut query = many(sql, begins.len());
+    for request in begins {
+        let (adapter, version) = match &request.adapter {
+            Some((adapter, version)) => (Some(adapter.clone()), Some(i64::from(*version))),
+            None => (None, None),
+        };
+        query = query
+            .bind(request.id.to_string())
+            .bind(request.account.to_string())
+            .bind(request.key_id.clone())
+            .bind(request.endpoint)
+            .bind(request.model.clone())
+            .bind(request.base.clone())
+            .bind(adapter)
+            .bind(version)
+            .bind(request.tag.clone())
+            .bind(now)
+            .bind(request.price_version)
+            .bind(instance.to_owned())
+            .bind("running");
+    }
+    query.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+async fn mark(transaction: &mut DbTransaction, marks: &HashMap<RequestId, Quantities>) -> Result<(), BillingError> {
+    if marks.is_empty() {
+        return Ok(());
+    }
+    let sql = format!(
+        "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4 \
+         FROM ({}) AS v WHERE requests.id = v.column1 AND requests.finish = 'running'",
+        values(marks.len(), 4)
+    );
+    let mut query = many(sql, marks.len());
+    for (id, quantities) in marks {
+        query = counts(query.bind(id.to_string()), *quantities);
+    }
+    query.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+/// Closes rows and takes what they cost from their reservations, each once.
+async fn settle(transaction: &mut DbTransaction, settlements: &[&Settlement]) -> Result<SettledIds, BillingError> {
+    if settlements.is_empty() {
+        return Ok(SettledIds::new());
+    }
+    let now = now_ms();
+    let sql = format!(
+        "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4, \
+         finish = v.column5, finished_ms = v.column6 FROM ({}) AS v \
+         WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING requests.id AS id",
+        values(settlements.len(), 6)
+    );
+    let mut query = many(sql, settlements.len());
+    for settlement in settlements {
+        query = counts(query.bind(settlement.id.to_string()), settlement.quantities);
+        query = query.bind(settlement.finish.name()).bind(now);
+    }
+    let rows = query.fetch_all(&mut **transaction).await?;
+    let settled: SettledIds = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
+    let charges: Vec<(&RequestId, &Charge)> =
+        settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
+    charge(transaction, &charges, now).await?;
+    for missing in settlements.iter().filter(|s| !settled.contains(s.id.as_str())) {
+        let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(missing.id.as_str());
+        if known.fetch_optional(&mut **transaction).await?.is_none() {
+            return Err(BillingError::Missing(missing.id.clone()));
+        }
+    }
+    Ok(settled)
+}
+
+/// `settle` of the rules for many requests at once: transactions, their entries, and the reservations that they draw on.
+async fn charge(
+    transaction: &mut DbTransaction,
+    charges: &[(&RequestId, &Charge)],
+    now: i64,
+) -> Result<(), BillingError> {
+    if charges.is_empty() {
+        return Ok(());
+    }
+    let mut sums: BTreeMap<&str, Nano> = BTreeMap::new();
+    for (_, charge) in charges {
+        *sums.entry(&charge.reservation).or_default() += charge.amount;
+    }
+    for (reservation, sum) in sums {
+        let taken = sqlx::query(
+            "UPDATE reservations SET amount = amount - $2, settled = settled + $2 \
+             WHERE id = $1 AND closed_ms IS NULL AND amount >= $2",
+        )
+        .bind(reservation)
+        .bind(sum)
+        .execute(&mut **transaction)
+        .await?;
+        if taken.rows_affected() == 0 {
+            return Err(BillingError::OverReserved(reservation.to_owned()));
+        }
+    }
+    let sql = format!(
+        "INSERT INTO ledger_transactions (id, account, kind, amount, reservation, outcome, created_ms) {}",
+        values(charges.len(), 7)
+    );
+    let mut query = many(sql, charges.len());
+    for (id, charge) in charges {
+        query = query
+            .bind(charge_id(id))
+            .bind(charge.account.to_string())
+            .bind("settle")
+            .bind(charge.amount)
+            .bind(charge.reservation.clone())
+            .bind("done")
+            .bind(now);
+    }
+    query.execute(&mut **transaction).await?;
+    let sql = format!("INSERT INTO ledger_entries (transaction_id, book, amount) {}", values(2 * charges.len(), 3));
+    let mut query = many(sql, charges.len());
+    for (id, charge) in charges {
+        for (book, amount) in [(Book::Held, -charge.amount), (Book::Revenue, charge.amount)] {
+            query = query.bind(charge_id(id)).bind(book.name()).bind(amount);
+        }
+    }
+    query.execute(&mut **transaction).await?;
+    Ok(())
+}
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
+/// A statement on so many rows. Only that on one row comes often enough to be kept prepared.
+fn many(sql: String, rows: usize) -> Query<'static> {
+    sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows == 1)
+}
+
+fn counts(query: Query<'_>, quantities: Quantities) -> Query<'_> {
+    query
+        .bind(quantities.prompt_tokens as i64)
+        .bind(quantities.cached_tokens as i64)
+        .bind(quantities.completion_tokens as i64)
+}
+
+/// Id of the ledger's transaction that charges a request.
+pub(crate) fn charge_id(request: impl std::fmt::Display) -> String {
+    format!("settle {request}")
+}

@@ -1,0 +1,202 @@
+//! Accounts as their operator sees them: made, credited, and given keys.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use billing::{Command, Credit, LARGEST, Nano};
+use platform::{AccountName, RequestId};
+use serde_json::{Map, Value, json};
+
+use super::super::account::{balance, created_key, key, key_fields};
+use super::super::reply::{JsonObject, dollars};
+use super::{known_account, operator};
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::state::Platform;
+use crate::wire::Fields;
+
+/// Longest id of a command and longest memo, in bytes.
+const ID_BYTES: usize = 128;
+const MEMO_BYTES: usize = 512;
+
+pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let mut data = Vec::new();
+    for name in platform.accounts.names().await? {
+        data.push(shown(&platform, &name).await?);
+    }
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiError> {
+    let mut shown = json!({ "id": name, "object": "account" });
+    let known = balance(&platform.ledger.balance(name).await?);
+    for (field, value) in known {
+        shown[field] = value;
+    }
+    Ok(shown)
+}
+
+pub async fn show(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = known_account(&platform, &name, "account").await?;
+    Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
+}
+
+/// Makes an account with its first key, which is shown once.
+pub async fn create(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let fields = Fields::new(&json);
+    let name = fields.text("id")?.ok_or_else(|| ApiError::param("id", "id is missing: the new account's name"))?;
+    let name: AccountName =
+        name.parse().map_err(|error: platform::ids::IdError| ApiError::param("id", error.to_string()))?;
+    let organisation = |id: &str| id.split_once('/').is_some_and(|(organisation, _)| organisation == name.as_str());
+    if platform.models.iter().any(|model| organisation(&model.id)) {
+        let message = format!(
+            "base models of an organisation {name} are loaded, and the account's adapters would look like them"
+        );
+        return Err(ApiError::param("id", message));
+    }
+    let credit = credit_kind(&fields)?.unwrap_or(Credit::Unlimited);
+    let Some(secret) = platform.accounts.create(&name, credit).await? else {
+        return Err(ApiError::new(StatusCode::CONFLICT, format!("there is an account {name} already")));
+    };
+    tracing::info!(account = %name, credit = credit.name(), "an account was made");
+    let mut body = shown(&platform, &name).await?;
+    body["key"] = secret.into();
+    Ok(HttpResponse::build(StatusCode::CREATED).json(body))
+}
+
+fn credit_kind(fields: &Fields<'_>) -> Result<Option<Credit>, ApiError> {
+    let Some(name) = fields.text("credit")? else { return Ok(None) };
+    let credit = Credit::named(name).ok_or_else(|| ApiError::param("credit", "credit must be unlimited or prepaid"))?;
+    Ok(Some(credit))
+}
+
+pub async fn change(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = known_account(&platform, &name, "account").await?;
+    if let Some(credit) = credit_kind(&Fields::new(&json))? {
+        // What this server has set aside is not owed.
+        platform.wallets.give_back(&name).await?;
+        platform.ledger.set_credit(&name, credit).await?;
+        tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
+    }
+    Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
+}
+
+/// Grants, tops up, refunds, expires or corrects an account's credit. With an `id` of the caller's choice a repeat changes nothing.
+pub async fn credit(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let fields = Fields::new(&json);
+    let name = fields.text("account")?.ok_or_else(|| ApiError::param("account", "account is missing"))?;
+    let name = known_account(&platform, name, "account").await?;
+    let amount = amount(&json)?;
+    let kind = fields.text("kind")?.unwrap_or("grant");
+    let command = match kind {
+        "grant" => Command::Grant { amount },
+        "top_up" => Command::TopUp { amount },
+        "refund" => Command::Refund { amount },
+        "expire" => Command::Expire { amount },
+        "adjust" => Command::Adjust { amount },
+        _ => return Err(ApiError::param("kind", "kind must be grant, top_up, refund, expire or adjust")),
+    };
+    let text = |field: &'static str, most: usize| match fields.text(field)? {
+        Some(text) if text.is_empty() || text.len() > most || text.chars().any(char::is_control) => {
+            Err(ApiError::param(field, format!("{field} must have 1 to {most} bytes, all printable")))
+        }
+        text => Ok(text),
+    };
+    // A space is in no id of a caller's choice, so that none can take one of the server's own.
+    let id = match text("id", ID_BYTES)? {
+        Some(id) if id.contains(' ') => return Err(ApiError::param("id", "id must not contain spaces")),
+        Some(id) => id.to_owned(),
+        None => RequestId::fresh("credit").to_string(),
+    };
+    let memo = text("memo", MEMO_BYTES)?;
+    platform.wallets.give_back(&name).await?;
+    let outcome = platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?;
+    tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
+    if let Err(refusal) = outcome {
+        let error =
+            ApiError::new(StatusCode::CONFLICT, format!("{kind} {}: {refusal}; nothing was changed", usd(amount)));
+        return Err(error.with_code(refusal.name()));
+    }
+    let mut body = shown(&platform, &name).await?;
+    body["transaction"] = json!({
+        "id": id, "object": "ledger.transaction", "kind": kind, "amount": dollars(amount), "amount_nano_usd": amount, "memo": memo,
+    });
+    Ok(HttpResponse::Ok().json(body))
+}
+
+fn usd(amount: Nano) -> String {
+    format!("{} USD", amount as f64 / 1e9)
+}
+
+/// `amount` in dollars, or `amount_nano_usd` as an exact integer.
+fn amount(json: &Map<String, Value>) -> Result<Nano, ApiError> {
+    let fields = Fields::new(json);
+    if let Some(nano) = fields.integer("amount_nano_usd", -LARGEST..=LARGEST)? {
+        return Ok(nano);
+    }
+    let most = LARGEST as f64 / 1e9;
+    let usd = fields.get("amount").and_then(Value::as_f64).filter(|usd| usd.abs() <= most);
+    let usd = usd.ok_or_else(|| ApiError::param("amount", format!("amount must be dollars, at most {most}")))?;
+    Ok((usd * 1e9).round() as Nano)
+}
+
+pub async fn keys(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = known_account(&platform, &name, "account").await?;
+    let data: Vec<Value> = platform.accounts.keys(&name).await?.iter().map(key).collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+/// A new key for an account, for one that has lost its own.
+pub async fn create_key(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = known_account(&platform, &name, "account").await?;
+    let new = key_fields(&json)?;
+    let (id, secret) = platform.accounts.create_key(&name, &new).await?;
+    tracing::info!(account = %name, key = id, "the operator has made a key");
+    Ok(created_key(&id, &secret, &new))
+}
+
+pub async fn revoke_key(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let (name, id) = path.into_inner();
+    let name = known_account(&platform, &name, "account").await?;
+    match platform.accounts.revoke(&name, &id).await? {
+        true => Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.key", "revoked": true }))),
+        false => Err(ApiError::not_found("this account has no such key")),
+    }
+}

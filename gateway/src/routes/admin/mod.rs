@@ -1,0 +1,44 @@
+//! The operator's endpoints, on the operators' listener and for keys of the account that runs the server only.
+
+mod accounts;
+mod prices;
+
+use actix_web::http::StatusCode;
+use actix_web::web;
+use platform::AccountName;
+
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::state::Platform;
+
+pub fn routes(config: &mut web::ServiceConfig) {
+    config
+        .route("/admin/v1/accounts", web::get().to(accounts::list))
+        .route("/admin/v1/accounts", web::post().to(accounts::create))
+        .route("/admin/v1/accounts/{account}", web::get().to(accounts::show))
+        .route("/admin/v1/accounts/{account}", web::patch().to(accounts::change))
+        .route("/admin/v1/accounts/{account}/keys", web::get().to(accounts::keys))
+        .route("/admin/v1/accounts/{account}/keys", web::post().to(accounts::create_key))
+        .route("/admin/v1/accounts/{account}/keys/{id}", web::delete().to(accounts::revoke_key))
+        .route("/admin/v1/credits", web::post().to(accounts::credit))
+        .route("/admin/v1/prices", web::get().to(prices::list))
+        .route("/admin/v1/prices", web::post().to(prices::add));
+}
+
+/// Refuses whoever does not run the server.
+fn operator(platform: &Platform, caller: &Caller) -> Result<(), ApiError> {
+    if caller.account == platform.operator {
+        return Ok(());
+    }
+    Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server"))
+}
+
+/// The account that a path or a field names, where there is one.
+async fn known_account(platform: &Platform, name: &str, param: &'static str) -> Result<AccountName, ApiError> {
+    let name: AccountName =
+        name.parse().map_err(|error: platform::ids::IdError| ApiError::param(param, error.to_string()))?;
+    match platform.accounts.exists(&name).await? {
+        true => Ok(name),
+        false => Err(ApiError::not_found(format!("there is no account {name}"))),
+    }
+}

@@ -1,0 +1,146 @@
+"""Credit: prepaid accounts spend what they have, to the nano-dollar, and nothing beyond."""
+
+import threading
+
+import httpx
+import pytest
+from openai import APIStatusError
+
+from talk import connect
+
+# Dollars per million tokens, so that a token is a round number of nano-dollars.
+INPUT, OUTPUT = 1.0, 4.0
+TOKEN = 4_000
+PATIENT = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Say every word you know."}], "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture
+def shop(own_server, database):
+    """A server with prices and a prepaid account that has nothing yet."""
+    server = own_server(*database).start()
+    with server.http() as http, httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
+        admin.post("/admin/v1/prices", json={"input": INPUT, "output": OUTPUT}).raise_for_status()
+        made = admin.post("/admin/v1/accounts", json={"id": "acme", "credit": "prepaid"})
+        assert made.status_code == 201 and made.json()["balance_nano_usd"] == 0
+        yield server, admin, made.json()["key"]
+
+
+def credit(admin, nano, **fields):
+    return admin.post("/admin/v1/credits", json={"account": "acme", "amount_nano_usd": nano} | fields)
+
+
+def account(server, key):
+    return httpx.get(f"{server.url}/v1/account", headers={"authorization": f"Bearer {key}"}).json()
+
+
+def ledger(server, key):
+    return httpx.get(f"{server.url}/v1/account/ledger?limit=1000", headers={"authorization": f"Bearer {key}"}).json()["data"]
+
+
+def test_without_credit_a_request_is_refused_and_leaves_no_row(shop):
+    server, admin, key = shop
+    with connect(server, api_key=key) as client:
+        with pytest.raises(APIStatusError) as refused:
+            client.chat.completions.create(**PATIENT)
+    assert refused.value.status_code == 402 and refused.value.code == "insufficient_quota"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    rows = httpx.get(f"{server.url}/v1/account/requests", headers={"authorization": f"Bearer {key}"}).json()["data"]
+    assert rows == [] and ledger(server, key) == []
+
+
+def test_an_answer_ends_where_the_credit_does(shop):
+    server, admin, key = shop
+    assert credit(admin, 1_000_000).status_code == 200
+    with connect(server, api_key=key) as client:
+        for stream in (False, True):
+            before = account(server, key)["balance_nano_usd"]
+            if stream:
+                *_, end, last = client.chat.completions.create(**PATIENT, stream=True, stream_options={"include_usage": True})
+                choice, usage = end.choices[0], last.usage
+            else:
+                reply = client.chat.completions.create(**PATIENT)
+                choice, usage = reply.choices[0], reply.usage
+            # The prompt and as many tokens as there was money for: what is left buys no further one.
+            assert choice.finish_reason == "length" and choice.stop_reason == "insufficient_quota"
+            after = account(server, key)["balance_nano_usd"]
+            assert before - after == usage.cost_nano_usd and 0 <= after < TOKEN
+            assert usage.completion_tokens > 128, "one slice was not renewed"
+            with pytest.raises(APIStatusError, match="out of credit"):
+                client.chat.completions.create(**PATIENT)
+            assert credit(admin, 900_000).status_code == 200
+        # A length that was asked for is there in full or not at all.
+        with pytest.raises(APIStatusError, match="lower max_tokens"):
+            client.chat.completions.create(**PATIENT, max_tokens=400)
+        assert client.chat.completions.create(**PATIENT, max_tokens=100).choices[0].finish_reason == "length"
+    with server.http() as http:
+        http.headers["authorization"] = f"Bearer {key}"
+        rows = http.get("/v1/account/requests").json()["data"]
+    assert [row["finish"] for row in rows] == ["length", "credit", "credit"]
+    spent = sum(row["cost_nano_usd"] for row in rows)
+    assert account(server, key)["balance_nano_usd"] == 1_000_000 + 900_000 + 900_000 - spent
+    transactions = ledger(server, key)
+    assert all(sum(transaction["entries_nano_usd"].values()) == 0 for transaction in transactions)
+    settled = {t["id"]: t["amount_nano_usd"] for t in transactions if t["kind"] == "settle"}
+    assert settled == {f"settle {row['request_id']}": row["cost_nano_usd"] for row in rows}
+
+
+def test_parallel_requests_without_a_length_share_what_there_is(shop):
+    server, admin, key = shop
+    # Enough for 24 short answers, not for 24 whole contexts.
+    credit(admin, 24 * 40 * TOKEN)
+    outcomes = []
+
+    def ask():
+        with connect(server, api_key=key) as client:
+            outcomes.append(client.chat.completions.create(model="myriad-mini", messages=[{"role": "user", "content": "Hello!"}]))
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert len(outcomes) == 24 and {reply.choices[0].finish_reason for reply in outcomes} == {"stop"}
+    spent = sum(reply.usage.cost_nano_usd for reply in outcomes)
+    assert account(server, key)["balance_nano_usd"] == 24 * 40 * TOKEN - spent
+
+
+def test_a_repeated_credit_counts_once_and_refusals_say_why(shop):
+    server, admin, key = shop
+    for _ in range(2):
+        assert credit(admin, 5_000, id="invoice-7", kind="top_up", memo="paid").json()["balance_nano_usd"] == 5_000
+    assert credit(admin, 6_000, id="invoice-7", kind="top_up").status_code == 409
+    refused = credit(admin, 1, kind="refund")
+    assert refused.status_code == 409 and refused.json()["error"]["code"] == "over_charged"
+    assert credit(admin, 6_000, kind="expire").json()["error"]["code"] == "insufficient_credit"
+    assert credit(admin, -5_001, kind="adjust").json()["error"]["code"] == "insufficient_credit"
+    assert credit(admin, -1_000, kind="adjust").json()["balance_nano_usd"] == 4_000
+    assert credit(admin, 0).status_code == 409 and credit(admin, "x").status_code == 400
+    assert admin.post("/admin/v1/credits", json={"account": "nobody", "amount": 1}).status_code == 404
+    kinds = [(row["kind"], row["outcome"]) for row in ledger(server, key)]
+    assert kinds.count(("top_up", "done")) == 1 and ("refund", "over_charged") in kinds
+    assert httpx.get(f"{server.ops_url}/admin/v1/accounts", headers={"authorization": f"Bearer {key}"}).status_code == 403
+
+
+def test_an_account_that_owes_cannot_become_prepaid(shop):
+    server, admin, key = shop
+    assert admin.patch("/admin/v1/accounts/acme", json={"credit": "unlimited"}).json()["credit"] == "unlimited"
+    with connect(server, api_key=key) as client:
+        cost = client.chat.completions.create(**PATIENT, max_tokens=10).usage.cost_nano_usd
+    assert account(server, key)["balance_nano_usd"] == -cost < 0
+    assert admin.patch("/admin/v1/accounts/acme", json={"credit": "prepaid"}).status_code == 409
+    credit(admin, cost, kind="top_up")
+    assert admin.patch("/admin/v1/accounts/acme", json={"credit": "prepaid"}).json()["balance_nano_usd"] == 0
+
+
+def test_what_a_killed_server_held_comes_back(shop):
+    server, admin, key = shop
+    credit(admin, 2_000_000)
+    with connect(server, api_key=key) as client:
+        stream = client.chat.completions.create(**PATIENT, stream=True)
+        for _ in range(200):
+            next(stream)
+        server.kill()
+    server.start()
+    server.settled(key)
+    rows = httpx.get(f"{server.url}/v1/account/requests", headers={"authorization": f"Bearer {key}"}).json()["data"]
+    assert [row["finish"] for row in rows] == ["interrupted"] and rows[0]["completion_tokens"] > 64
+    shown = account(server, key)
+    assert shown["balance_nano_usd"] == 2_000_000 - rows[0]["cost_nano_usd"] and shown["reserved_nano_usd"] == 0
