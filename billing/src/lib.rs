@@ -40,6 +40,8 @@ pub enum BillingError {
     OverReserved(String),
     #[error("other writers came in between, again and again: {0}")]
     Conflict(String),
+    #[error("the ledger does not answer in time")]
+    Slow,
     #[error("the journal is closed")]
     Closed,
 }
@@ -49,7 +51,7 @@ impl BillingError {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Db(error) => error.is_passing(),
-            Self::Conflict(_) => true,
+            Self::Conflict(_) | Self::Slow => true,
             _ => false,
         }
     }

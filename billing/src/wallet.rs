@@ -22,6 +22,9 @@ const SPARE_PART: Nano = 8;
 /// An account without running requests gives its reservation back after so long.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// A ledger that takes longer to answer is away.
+const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What a settled request takes from the ledger's books.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Charge {
@@ -126,18 +129,29 @@ impl Hold {
         self.amount
     }
 
-    /// Holds more: at least `least`, and `wanted` where there is as much. False: there is not.
-    pub async fn extend(&mut self, least: Nano, wanted: Nano) -> Result<bool, BillingError> {
-        let waits = Waits::new(&self.purse);
-        let taken = self.wallets.take(&self.purse, least, wanted).await?;
-        drop(waits);
-        match taken {
-            Ok((_, amount)) => {
-                self.amount += amount;
-                Ok(true)
-            }
-            Err(_) => Ok(false),
+    /// More credit for the same request: at least `least`, and `wanted` where there is as much. `patient`: the request has used up
+    /// what it holds, and waits for others to give some back. What is got is to be [`add`](Self::add)ed.
+    pub fn more(
+        &self,
+        least: Nano,
+        wanted: Nano,
+        patient: bool,
+    ) -> impl Future<Output = Result<Result<Hold, Refusal>, BillingError>> + Send + 'static {
+        let (wallets, purse) = (self.wallets.clone(), self.purse.clone());
+        async move {
+            let taken = match patient {
+                false => wallets.take_now(&purse, least, wanted).await?,
+                true => {
+                    let _waits = Waits::new(&purse);
+                    wallets.take(&purse, least, wanted).await?
+                }
+            };
+            Ok(taken.map(|taken| wallets.hold(purse, taken)))
         }
+    }
+
+    pub fn add(&mut self, mut more: Hold) {
+        self.amount += std::mem::take(&mut more.amount);
     }
 
     /// Takes the cost out; never more than is held. The rest goes back.
@@ -177,18 +191,18 @@ impl Drop for Hold {
 }
 
 /// As long as it lives, its request does nothing but wait for more credit.
-struct Waits<'a>(&'a Purse);
+struct Waits(Arc<Purse>);
 
-impl<'a> Waits<'a> {
-    fn new(purse: &'a Purse) -> Self {
+impl Waits {
+    fn new(purse: &Arc<Purse>) -> Self {
         purse.state().waiting += 1;
         // Who waits for this one to give back must see that it does not.
         purse.given_back.notify_waiters();
-        Self(purse)
+        Self(purse.clone())
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for Waits {
     fn drop(&mut self) {
         self.0.state().waiting -= 1;
     }
@@ -221,10 +235,12 @@ impl Wallets {
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         let purse = self.purse(account);
         let taken = self.take(&purse, least, wanted).await?;
-        Ok(taken.map(|(reservation, amount)| {
-            purse.state().holders += 1;
-            Hold { wallets: self.clone(), purse, reservation, amount }
-        }))
+        Ok(taken.map(|taken| self.hold(purse, taken)))
+    }
+
+    fn hold(&self, purse: Arc<Purse>, (reservation, amount): (String, Nano)) -> Hold {
+        purse.state().holders += 1;
+        Hold { wallets: self.clone(), purse, reservation, amount }
     }
 
     fn purse(&self, account: &AccountName) -> Arc<Purse> {
@@ -274,7 +290,8 @@ impl Wallets {
         let free = asked.state().free();
         let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
         let answer = tokio::spawn(async move { wallets.ask(&asked, least_more, wanted_more).await });
-        let answer = answer.await.map_err(|_| BillingError::Closed)??;
+        let answer = tokio::time::timeout(LEDGER_TIMEOUT, answer).await.map_err(|_| BillingError::Slow)?;
+        let answer = answer.map_err(|_| BillingError::Closed)??;
         drop(asking);
         match purse.state().take(least, wanted) {
             Some(taken) => Ok(Ok(taken)),

@@ -139,6 +139,7 @@ impl From<BillingError> for ApiError {
             | BillingError::Missing(_)
             | BillingError::OverReserved(_)
             | BillingError::Conflict(_)
+            | BillingError::Slow
             | BillingError::Closed => Self::internal(error),
         }
     }

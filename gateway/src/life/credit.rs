@@ -1,7 +1,9 @@
 //! A running request's credit: reserved before it begins, raised while its answer grows, settled when it ends.
 
 use actix_web::http::StatusCode;
-use billing::{Charge, Finish, Hold, Quantities, Rates, Wallets};
+use billing::{BillingError, Charge, Finish, Hold, Quantities, Rates, Refusal, Wallets};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use platform::AccountName;
 use serving_engine::{Controls, Request};
 
@@ -20,8 +22,13 @@ pub struct Credit {
     granted: u64,
     most: u64,
     slice: u64,
+    /// There was nothing left when the next slice was asked for.
+    short: bool,
     refused: bool,
 }
+
+/// Credit on its way.
+pub type Extension = BoxFuture<'static, Result<Result<Hold, Refusal>, BillingError>>;
 
 impl Credit {
     /// Reserves what the requests need to begin, and tells them how far they may go. `whole`: the answer's length was asked for,
@@ -50,7 +57,8 @@ impl Credit {
             let lower = if whole { "; a lower max_tokens needs less" } else { "" };
             insufficient(format!("this account is out of credit: the request needs {need} USD{lower}"))
         })?;
-        let mut credit = Self { hold, rates, prompts, prompt_tokens, granted: least, most, slice, refused: false };
+        let mut credit =
+            Self { hold, rates, prompts, prompt_tokens, granted: least, most, slice, short: false, refused: false };
         credit.granted = credit.affordable(wanted);
         for request in requests {
             request.allowance = Some(credit.granted);
@@ -75,24 +83,41 @@ impl Credit {
         self.rates.most(self.prompt_tokens, tokens * self.prompts)
     }
 
-    /// Reserves the next slice when half of this one is used; `used` is the most that one prompt's answers have drawn.
-    pub async fn keep_ahead(&mut self, used: u64, controls: &[Controls]) -> Result<(), ApiError> {
-        if self.refused || self.granted >= self.most || used + self.slice / 2 < self.granted {
-            return Ok(());
+    /// What is to be reserved next, if anything: when half of a slice is used the next one, without waiting; when all of it is
+    /// used and there was none, whatever others give back. `used` is the most that one prompt's answers have drawn.
+    pub fn next(&mut self, used: u64) -> Option<Extension> {
+        let patient = self.short && used >= self.granted;
+        let early = !self.short && used + self.slice / 2 >= self.granted;
+        if self.refused || self.granted >= self.most || !(patient || early) {
+            return None;
         }
-        let wanted = (self.granted + self.slice).min(self.most);
         let held = self.hold.amount();
-        let (least, wanted_more) = (self.cost(self.granted + 1) - held, self.cost(wanted) - held);
-        let more = wanted_more <= 0 || self.hold.extend(least.max(1), wanted_more).await?;
-        let granted = self.affordable(wanted);
-        if granted > self.granted {
-            self.granted = granted;
-            controls.iter().for_each(|control| control.allow(granted));
-        } else if !more {
-            self.refused = true;
-            controls.iter().for_each(Controls::allow_no_more);
+        let wanted = (self.granted + self.slice).min(self.most);
+        let (least, wanted) = (self.cost(self.granted + 1) - held, self.cost(wanted) - held);
+        Some(self.hold.more(least.max(1), wanted.max(1), patient).boxed())
+    }
+
+    /// Takes the ledger's answer in.
+    pub fn extended(&mut self, answer: Result<Result<Hold, Refusal>, BillingError>, used: u64, controls: &[Controls]) {
+        match answer {
+            Ok(Ok(more)) => {
+                self.hold.add(more);
+                self.granted = self.affordable((self.granted + self.slice).min(self.most));
+                self.short = false;
+                controls.iter().for_each(|control| control.allow(self.granted));
+            }
+            Ok(Err(_)) if !self.short => self.short = true,
+            Ok(Err(_)) => self.refuse(controls),
+            Err(error) => {
+                tracing::warn!(%error, used, "no more credit could be reserved");
+                self.refuse(controls);
+            }
         }
-        Ok(())
+    }
+
+    fn refuse(&mut self, controls: &[Controls]) {
+        self.refused = true;
+        controls.iter().for_each(Controls::allow_no_more);
     }
 
     /// Takes what the request has cost; the rest goes back.

@@ -12,7 +12,7 @@ use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, To
 use text::StreamDecoder;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
-use super::credit::Credit;
+use super::credit::{Credit, Extension};
 use super::piece::{Ending, Piece, ScoredToken};
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -54,7 +54,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
     let choices = start.requests.first().map_or(1, |request| request.choices);
     let Start { row, rates, requests, length_given, .. } = &mut start;
     let credit = Credit::open(&platform.wallets, &row.account, *rates, requests, *length_given);
-    let credit = in_time(credit).await?;
+    let credit = credit.await?;
     let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
     let replies: Vec<Reply> =
         start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
@@ -137,20 +137,24 @@ impl Driver {
         let controls: Vec<Controls> = replies.iter().map(Reply::controls).collect();
         let mut events: SelectAll<_> =
             replies.into_iter().enumerate().map(|(prompt, reply)| numbered(prompt, reply)).collect();
+        let mut extension = None;
         loop {
+            if extension.is_none() {
+                extension = self.next_credit();
+            }
             let gone = gone(self.client.as_ref());
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = gone => {
-                    self.leave(&controls);
-                    continue;
-                }
-            };
-            match event {
-                None => break,
-                Some((prompt, event)) => {
-                    self.take(prompt, event, &controls).await;
-                    self.keep_paid(prompt, &controls).await;
+            tokio::select! {
+                event = events.next() => match event {
+                    None => break,
+                    Some((prompt, event)) => self.take(prompt, event, &controls).await,
+                },
+                () = gone => self.leave(&controls),
+                answer = answered(&mut extension) => {
+                    extension = None;
+                    let used = self.most_used();
+                    if let Some(credit) = &mut self.credit {
+                        credit.extended(answer, used, &controls);
+                    }
                 }
             }
         }
@@ -164,14 +168,15 @@ impl Driver {
         controls.iter().for_each(Controls::cancel);
     }
 
-    /// Reserves ahead of the answer. Where that fails, what is reserved is used up and the answer ends there.
-    async fn keep_paid(&mut self, prompt: usize, controls: &[Controls]) {
-        let Some(credit) = &mut self.credit else { return };
-        let used = self.usages[prompt].completion;
-        if let Err(error) = in_time(credit.keep_ahead(used, controls)).await {
-            tracing::warn!(request = %self.id, ?error, "no more credit could be reserved");
-            controls.iter().for_each(Controls::allow_no_more);
-        }
+    /// What is to be reserved next for the answer, if anything.
+    fn next_credit(&mut self) -> Option<Extension> {
+        let used = self.most_used();
+        self.credit.as_mut().and_then(|credit| credit.next(used))
+    }
+
+    /// The most completion tokens that one prompt's answers have drawn.
+    fn most_used(&self) -> u64 {
+        self.usages.iter().map(|usage| usage.completion).max().unwrap_or(0)
     }
 
     async fn take(&mut self, prompt: usize, event: Event, controls: &[Controls]) {
@@ -323,6 +328,14 @@ fn failed(reason: String) -> ApiError {
 
 fn scored(token: Token) -> ScoredToken {
     ScoredToken { id: token.id, logprob: Some(token.logprob), top: token.top }
+}
+
+/// The answer to what was asked for; never, where nothing was.
+async fn answered(extension: &mut Option<Extension>) -> <Extension as Future>::Output {
+    match extension {
+        Some(extension) => extension.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Resolves when the client has left; never, when it has left already.
