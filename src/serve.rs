@@ -97,6 +97,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let db = Db::open(&database).await?;
     let platform = Arc::new(assemble(&config, &account, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
     gateway::follow_changes(&platform, db.clone());
+    gateway::run_reconciler(&platform);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -254,12 +255,15 @@ async fn assemble(
     let mut cache_secret = [0u8; 32];
     getrandom::fill(&mut cache_secret).map_err(std::io::Error::other)?;
     let ledger = Ledger::new(db.clone());
+    let caps = billing::Limits::open(db.clone()).await?;
     Ok(Platform {
         engine,
         models,
         store,
         prices,
-        wallets: Wallets::new(ledger.clone(), journal.clone()),
+        wallets: Wallets::new(ledger.clone(), journal.clone(), caps.clone()),
+        limits: caps,
+        reconciler: gateway::Reconciler::default(),
         ledger,
         journal,
         accounts: Accounts::open(db.clone()).await?,

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::ledger::{apply_in, lock_name};
 use crate::rules::Command;
+use crate::usage_hours::UsageHours;
 use crate::writer::{self, Settlement, Write, charge_id};
 use crate::{BillingError, Charge, Prices};
 
@@ -128,8 +129,11 @@ impl Journal {
     }
 
     /// Notes what has been delivered so far: what a killed process leaves behind is settled at it.
-    pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<(), BillingError> {
-        self.hand_in(Write::Mark(id.clone(), quantities))
+    /// The receiver hears when the mark is durable.
+    pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<oneshot::Receiver<()>, BillingError> {
+        let (done, written) = oneshot::channel();
+        self.hand_in(Write::Mark(id.clone(), quantities, done))?;
+        Ok(written)
     }
 
     /// Closes the row and takes what it costs: durable when this returns. True the first time; a repeat changes nothing.
@@ -228,7 +232,8 @@ impl Journal {
     async fn left_by(&self, dead: &str) -> Result<BTreeSet<AccountName>, BillingError> {
         let rows = sqlx::query(
             "SELECT account FROM requests WHERE instance = $1 AND finish = 'running' \
-             UNION SELECT account FROM reservations WHERE instance = $1 AND closed_ms IS NULL",
+             UNION SELECT account FROM reservations WHERE instance = $1 AND closed_ms IS NULL \
+             UNION SELECT account FROM cap_leases WHERE instance = $1",
         )
         .bind(dead)
         .fetch_all(self.db.pool())
@@ -249,22 +254,34 @@ impl Journal {
         .bind(now_ms())
         .fetch_all(&mut *transaction)
         .await?;
-        let rows = running.iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
         let mut conflict = false;
-        for row in &rows {
-            let rates = row.price_version.and_then(|version| self.prices.rates(version));
-            let amount = rates.map_or(0, |rates| rates.cost(&row.quantities, &row.finish));
-            let (Some(reservation), 1..) = (reservations.first(), amount) else { continue };
+        let mut hours = UsageHours::default();
+        for row in &running {
+            let request = row_of(row)?;
+            let rates = request.price_version.and_then(|version| self.prices.rates(version));
+            let amount = rates.map_or(0, |rates| rates.cost(&request.quantities, &request.finish));
+            let (Some(reservation), 1..) = (reservations.first(), amount) else {
+                hours.add(row, 0)?;
+                continue;
+            };
             let command = Command::Settle { reservation: reservation.clone(), amount };
-            let id = charge_id(&row.id);
+            let id = charge_id(&request.id);
             match apply_in(&mut transaction, &id, account, &command, Some("interrupted"), dead).await? {
                 None => conflict = true,
-                Some(Ok(())) => {}
+                Some(Ok(())) => hours.add(row, amount)?,
                 Some(Err(refusal)) => {
-                    tracing::error!(request = row.id, %refusal, "an interrupted request could not be charged")
+                    tracing::error!(request = request.id, %refusal, "an interrupted request could not be charged");
+                    hours.add(row, 0)?;
                 }
             }
         }
+        hours.write(&mut transaction, dead).await?;
+        // What it has spent of caps is in the hours; what it had leased beyond that is free.
+        sqlx::query("DELETE FROM cap_leases WHERE instance = $1 AND account = $2")
+            .bind(dead)
+            .bind(account.as_str())
+            .execute(&mut *transaction)
+            .await?;
         for reservation in reservations {
             let id = format!("void {reservation}");
             let command = Command::Void { reservation };
@@ -274,7 +291,7 @@ impl Journal {
             return Err(BillingError::Conflict(dead.to_owned()));
         }
         transaction.commit().await?;
-        Ok(rows.len() as u64)
+        Ok(running.len() as u64)
     }
 
     /// The account's requests, newest first, after the one with id `after`.
@@ -358,7 +375,7 @@ mod tests {
             journal.begin(&request).await.unwrap();
             assert!(journal.settle(&request.id, TEN, Finish::Stop, None).await.unwrap());
             assert!(!journal.settle(&request.id, Quantities::default(), Finish::Error, None).await.unwrap());
-            journal.mark(&request.id, Quantities::default()).unwrap();
+            let _ = journal.mark(&request.id, Quantities::default()).unwrap();
             // Begun again, as after a connection that was lost behind a commit.
             journal.begin(&request).await.unwrap();
             journal.flush().await.unwrap();
@@ -396,8 +413,7 @@ mod tests {
             let (first, _) = journal(&db).await;
             let request = request();
             first.begin(&request).await.unwrap();
-            first.mark(&request.id, TEN).unwrap();
-            first.flush().await.unwrap();
+            first.mark(&request.id, TEN).unwrap().await.unwrap();
             let (second, _) = journal(&db).await;
             second.bury(0).await.unwrap();
             let rows = second.list(&request.account, None, 10).await.unwrap();

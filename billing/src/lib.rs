@@ -5,17 +5,22 @@
 
 mod journal;
 mod ledger;
+mod limits;
 mod price;
+mod reconcile;
 mod rules;
 #[cfg(test)]
 mod testing;
 mod usage;
+mod usage_hours;
 mod wallet;
 mod writer;
 
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
+pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
+pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
@@ -40,6 +45,10 @@ pub enum BillingError {
     OverReserved(String),
     #[error("other writers came in between, again and again: {0}")]
     Conflict(String),
+    #[error("a limit is from 0 to {LARGEST} nano-dollars")]
+    LimitAmount,
+    #[error("an account can have at most 100 limits; remove one first")]
+    TooManyLimits,
     #[error("the ledger does not answer in time")]
     Slow,
     #[error("the journal is closed")]

@@ -159,10 +159,13 @@ pub enum Refusal {
     OverCharged,
     #[error("the balance would be too large to count")]
     TooLarge,
+    /// Not a rule of the ledger: a limit that the account or its operator has set.
+    #[error("a spending cap is reached")]
+    CapReached,
 }
 
 impl Refusal {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadAmount,
         Self::InsufficientCredit,
         Self::ReservationExists,
@@ -171,6 +174,7 @@ impl Refusal {
         Self::OverReserved,
         Self::OverCharged,
         Self::TooLarge,
+        Self::CapReached,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -183,6 +187,7 @@ impl Refusal {
             Self::OverReserved => "over_reserved",
             Self::OverCharged => "over_charged",
             Self::TooLarge => "too_large",
+            Self::CapReached => "cap_reached",
         }
     }
 }

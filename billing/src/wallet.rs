@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use platform::AccountName;
+use platform::units::now_ms;
 use tokio::sync::Notify;
 
+use crate::limits::{Limits, Meter, Spender};
 use crate::rules::{Command, Credit, Nano, Refusal};
 use crate::{BillingError, Journal, Ledger};
 
@@ -41,6 +43,7 @@ pub struct Wallets {
 struct Shared {
     ledger: Ledger,
     journal: Journal,
+    limits: Limits,
     purses: Mutex<HashMap<AccountName, Arc<Purse>>>,
     /// Counts this server's commands to the ledger: their ids.
     commands: AtomicU64,
@@ -67,15 +70,44 @@ struct State {
     holders: usize,
     waiting: usize,
     quiet_since: Option<Instant>,
+    /// Counts of the caps that requests had to keep, as far as this server spends under them.
+    meters: HashMap<Meter, Count>,
     /// A command whose answer got lost: it is repeated before another one is given.
     unanswered: Option<(String, Command)>,
 }
+
+/// A cap's count on this server.
+#[derive(Debug, Default, Clone, Copy)]
+struct Count {
+    /// What this server may spend in the period.
+    leased: Nano,
+    settled: Nano,
+    taken: Nano,
+}
+
+impl Count {
+    const fn free(&self) -> Nano {
+        self.leased - self.settled - self.taken
+    }
+}
+
+/// What a request must keep to.
+type Caps = [(Meter, Nano)];
 
 impl State {
     /// Begins anew without a reservation; returns the one that there was.
     fn forget(&mut self) -> Option<String> {
         (self.amount, self.taken, self.quiet_since) = (0, 0, None);
         self.reservation.take()
+    }
+
+    /// Lets go of what is leased under caps and not used. Returns what is, by meter.
+    fn let_go(&mut self) -> Vec<(Meter, Nano)> {
+        let used = |count: &mut Count| {
+            count.leased = count.settled + count.taken;
+            count.leased
+        };
+        self.meters.iter_mut().map(|(meter, count)| (meter.clone(), used(count))).collect()
     }
 
     const fn free(&self) -> Nano {
@@ -87,12 +119,36 @@ impl State {
         self.reservation.as_deref() == Some(reservation)
     }
 
-    fn take(&mut self, least: Nano, wanted: Nano) -> Option<(String, Nano)> {
-        let reservation = self.reservation.clone().filter(|_| self.free() >= least)?;
-        let amount = wanted.min(self.free());
+    fn take(&mut self, least: Nano, wanted: Nano, caps: &Caps) -> Option<(String, Nano)> {
+        let free = self.free().min(self.free_of(caps));
+        let reservation = self.reservation.clone().filter(|_| free >= least)?;
+        let amount = wanted.min(free);
         self.taken += amount;
+        for (meter, _) in caps {
+            self.meters.entry(meter.clone()).or_default().taken += amount;
+        }
         self.quiet_since = None;
         Some((reservation, amount))
+    }
+
+    /// What the caps together allow now.
+    fn free_of(&self, caps: &Caps) -> Nano {
+        let free = |(meter, _): &(Meter, Nano)| self.meters.get(meter).map_or(0, Count::free);
+        caps.iter().map(free).min().unwrap_or(Nano::MAX)
+    }
+
+    /// A request gives back `amount` and has spent `settled`.
+    fn release(&mut self, reservation: &str, caps: &Caps, amount: Nano, settled: Nano) {
+        if self.holds(reservation) {
+            self.taken -= amount + settled;
+            self.amount -= settled;
+        }
+        for (meter, _) in caps {
+            if let Some(count) = self.meters.get_mut(meter) {
+                count.taken -= amount + settled;
+                count.settled += settled;
+            }
+        }
     }
 
     /// Whether a request that holds credit may give some back without getting more first.
@@ -112,6 +168,7 @@ pub struct Hold {
     wallets: Wallets,
     purse: Arc<Purse>,
     reservation: String,
+    caps: Arc<Caps>,
     amount: Nano,
 }
 
@@ -137,16 +194,16 @@ impl Hold {
         wanted: Nano,
         patient: bool,
     ) -> impl Future<Output = Result<Result<Hold, Refusal>, BillingError>> + Send + 'static {
-        let (wallets, purse) = (self.wallets.clone(), self.purse.clone());
+        let (wallets, purse, caps) = (self.wallets.clone(), self.purse.clone(), self.caps.clone());
         async move {
             let taken = match patient {
-                false => wallets.take_now(&purse, least, wanted).await?,
+                false => wallets.take_now(&purse, least, wanted, &caps).await?,
                 true => {
                     let _waits = Waits::new(&purse);
-                    wallets.take(&purse, least, wanted).await?
+                    wallets.take(&purse, least, wanted, &caps).await?
                 }
             };
-            Ok(taken.map(|taken| wallets.hold(purse, taken)))
+            Ok(taken.map(|taken| wallets.hold(purse, caps, taken)))
         }
     }
 
@@ -160,12 +217,7 @@ impl Hold {
             tracing::error!(account = %self.purse.account, cost, held = self.amount, "a request costs more than it had reserved");
         }
         let amount = cost.min(self.amount);
-        let mut state = self.purse.state();
-        if state.holds(&self.reservation) {
-            state.taken -= amount;
-            state.amount -= amount;
-        }
-        drop(state);
+        self.purse.state().release(&self.reservation, &self.caps, 0, amount);
         self.amount -= amount;
         (amount > 0).then(|| Charge {
             account: self.purse.account.clone(),
@@ -179,9 +231,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.purse.state();
         state.holders -= 1;
-        if state.holds(&self.reservation) {
-            state.taken -= self.amount;
-        }
+        state.release(&self.reservation, &self.caps, self.amount, 0);
         if state.holders == 0 {
             state.quiet_since = Some(Instant::now());
         }
@@ -210,8 +260,9 @@ impl Drop for Waits {
 
 impl Wallets {
     /// Must be called within a tokio runtime, on which quiet accounts give their reservations back.
-    pub fn new(ledger: Ledger, journal: Journal) -> Self {
-        let shared = Arc::new(Shared { ledger, journal, purses: Mutex::default(), commands: AtomicU64::new(0) });
+    pub fn new(ledger: Ledger, journal: Journal, limits: Limits) -> Self {
+        let shared =
+            Arc::new(Shared { ledger, journal, limits, purses: Mutex::default(), commands: AtomicU64::new(0) });
         let weak = Arc::downgrade(&shared);
         tokio::spawn(async move {
             loop {
@@ -229,18 +280,19 @@ impl Wallets {
     /// is held by other requests it waits for them: nobody is refused while there is money.
     pub async fn reserve(
         &self,
-        account: &AccountName,
+        spender: &Spender<'_>,
         least: Nano,
         wanted: Nano,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
-        let purse = self.purse(account);
-        let taken = self.take(&purse, least, wanted).await?;
-        Ok(taken.map(|taken| self.hold(purse, taken)))
+        let purse = self.purse(spender.account);
+        let caps: Arc<Caps> = self.shared.limits.caps(spender, now_ms()).into();
+        let taken = self.take(&purse, least, wanted, &caps).await?;
+        Ok(taken.map(|taken| self.hold(purse, caps, taken)))
     }
 
-    fn hold(&self, purse: Arc<Purse>, (reservation, amount): (String, Nano)) -> Hold {
+    fn hold(&self, purse: Arc<Purse>, caps: Arc<Caps>, (reservation, amount): (String, Nano)) -> Hold {
         purse.state().holders += 1;
-        Hold { wallets: self.clone(), purse, reservation, amount }
+        Hold { wallets: self.clone(), purse, reservation, caps, amount }
     }
 
     fn purse(&self, account: &AccountName) -> Arc<Purse> {
@@ -261,12 +313,15 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
+        caps: &Arc<Caps>,
     ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
         loop {
             let given_back = purse.given_back.notified();
-            let answer = self.take_now(purse, least, wanted).await?;
+            let answer = self.take_now(purse, least, wanted, caps).await?;
             match answer {
-                Err(Refusal::InsufficientCredit) if purse.state().somebody_runs() => given_back.await,
+                Err(Refusal::InsufficientCredit | Refusal::CapReached) if purse.state().somebody_runs() => {
+                    given_back.await
+                }
                 answer => return Ok(answer),
             }
         }
@@ -277,30 +332,85 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
+        caps: &Arc<Caps>,
     ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
-        if let Some(taken) = purse.state().take(wanted, wanted) {
+        if let Some(taken) = purse.state().take(wanted, wanted, caps) {
             return Ok(Ok(taken));
         }
         let asking = purse.asking.lock().await;
-        if let Some(taken) = purse.state().take(wanted, wanted) {
+        if let Some(taken) = purse.state().take(wanted, wanted, caps) {
             return Ok(Ok(taken));
         }
         // On a task of its own: a caller who goes away must not leave an answer of the ledger unread.
-        let (wallets, asked) = (self.clone(), purse.clone());
-        let free = asked.state().free();
-        let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
-        let answer = tokio::spawn(async move { wallets.ask(&asked, least_more, wanted_more).await });
+        let (wallets, asked, kept) = (self.clone(), purse.clone(), caps.clone());
+        let answer = tokio::spawn(async move { wallets.ask(&asked, least, wanted, &kept).await });
         let answer = tokio::time::timeout(LEDGER_TIMEOUT, answer).await.map_err(|_| BillingError::Slow)?;
         let answer = answer.map_err(|_| BillingError::Closed)??;
         drop(asking);
-        match purse.state().take(least, wanted) {
+        match purse.state().take(least, wanted, caps) {
             Some(taken) => Ok(Ok(taken)),
             None => Ok(Err(answer.err().unwrap_or(Refusal::InsufficientCredit))),
         }
     }
 
+    /// Gets more under the caps, then from the ledger, as far as it is missing.
+    async fn ask(
+        &self,
+        purse: &Purse,
+        least: Nano,
+        wanted: Nano,
+        caps: &Caps,
+    ) -> Result<Result<(), Refusal>, BillingError> {
+        for (meter, cap) in caps {
+            if !self.ask_cap(purse, (meter, *cap), least, wanted).await? {
+                return Ok(Err(Refusal::CapReached));
+            }
+        }
+        let (free, under_caps) = {
+            let state = purse.state();
+            (state.free(), state.free_of(caps))
+        };
+        // What no cap allows is not to be set aside.
+        let wanted = wanted.min(under_caps);
+        if wanted <= free {
+            return Ok(Ok(()));
+        }
+        self.ask_ledger(purse, (least - free).max(0), wanted - free).await
+    }
+
+    /// Leases more of a cap where there is not enough. False: there is none left.
+    async fn ask_cap(
+        &self,
+        purse: &Purse,
+        (meter, cap): (&Meter, Nano),
+        least: Nano,
+        wanted: Nano,
+    ) -> Result<bool, BillingError> {
+        let known = purse.state().meters.get(meter).copied();
+        let free = known.as_ref().map_or(0, Count::free);
+        if free >= wanted {
+            return Ok(true);
+        }
+        let Shared { limits, journal, .. } = &*self.shared;
+        if known.is_none() {
+            // What this server has spent in the period must be in the books before it is counted there.
+            journal.flush().await?;
+        }
+        let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
+        let lease = limits.lease(&purse.account, (meter, cap), journal.instance(), least_more, wanted_more).await?;
+        let mut state = purse.state();
+        // A period that is over counts no more.
+        state
+            .meters
+            .retain(|known, count| count.taken > 0 || known.period != meter.period || known.start_ms >= meter.start_ms);
+        let fresh = Count { settled: lease.spent, ..Count::default() };
+        let count = state.meters.entry(meter.clone()).or_insert(fresh);
+        count.leased = lease.leased;
+        Ok(count.free() >= least)
+    }
+
     /// Gets more from the ledger: what is wanted and something to spare, or what there is.
-    async fn ask(&self, purse: &Purse, least: Nano, wanted: Nano) -> Result<Result<(), Refusal>, BillingError> {
+    async fn ask_ledger(&self, purse: &Purse, least: Nano, wanted: Nano) -> Result<Result<(), Refusal>, BillingError> {
         let balance = self.shared.ledger.balance(&purse.account).await?;
         let spare = match balance.credit {
             Credit::Unlimited => SPARE,
@@ -376,17 +486,27 @@ impl Wallets {
 
     /// Gives back what accounts hold that have been quiet for a while.
     async fn give_back_quiet(&self) -> Result<(), BillingError> {
-        let purses: Vec<Arc<Purse>> = {
-            let purses = self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner);
-            purses.values().cloned().collect()
-        };
-        for purse in purses {
+        for purse in self.all() {
             let quiet = purse.state().quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
             if quiet {
                 self.empty(&purse).await?;
             }
         }
         Ok(())
+    }
+
+    /// Caps may be lower now: what is leased of them and not used is given back, and leased again under the new ones.
+    pub async fn limits_changed(&self) -> Result<(), BillingError> {
+        for purse in self.all() {
+            let _asking = purse.asking.lock().await;
+            let leased = purse.state().let_go();
+            self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> Vec<Arc<Purse>> {
+        self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Gives back what the account holds, unless requests run.
@@ -397,28 +517,27 @@ impl Wallets {
 
     /// Gives everything back: for a server that stops.
     pub async fn give_back_all(&self) -> Result<(), BillingError> {
-        let accounts: Vec<AccountName> = {
-            let purses = self.shared.purses.lock().unwrap_or_else(PoisonError::into_inner);
-            purses.keys().cloned().collect()
-        };
-        for account in accounts {
-            self.give_back(&account).await?;
+        for purse in self.all() {
+            self.empty(&purse).await?;
         }
         Ok(())
     }
 
     async fn empty(&self, purse: &Purse) -> Result<(), BillingError> {
         let _asking = purse.asking.lock().await;
-        let reservation = {
+        let (reservation, leased) = {
             let mut state = purse.state();
             if state.holders > 0 {
                 return Ok(());
             }
-            state.forget()
+            let leased = state.let_go();
+            state.meters.clear();
+            (state.forget(), leased)
         };
-        let Some(reservation) = reservation else { return Ok(()) };
         // What requests have settled must be in the books before the rest is given back.
         self.shared.journal.flush().await?;
+        self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
+        let Some(reservation) = reservation else { return Ok(()) };
         let command = Command::Void { reservation };
         if let Err(refusal) = self.apply(&self.command_id(), &purse.account, &command).await? {
             tracing::warn!(account = %purse.account, %refusal, "a reservation could not be given back");

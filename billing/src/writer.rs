@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::journal::{Finish, NewRequest, Quantities};
 use crate::rules::{Book, Nano};
+use crate::usage_hours::UsageHours;
 use crate::{BillingError, Charge};
 
 /// Writes of one transaction.
@@ -28,7 +29,7 @@ type Settled = bool;
 
 pub(crate) enum Write {
     Begin(NewRequest, oneshot::Sender<Result<(), BillingError>>),
-    Mark(RequestId, Quantities),
+    Mark(RequestId, Quantities, oneshot::Sender<()>),
     Settle(Settlement, oneshot::Sender<Result<Settled, BillingError>>),
     /// Answered when all that came before is durable or given up.
     Flush(oneshot::Sender<()>),
@@ -57,6 +58,7 @@ struct Batch {
     begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
     marks: HashMap<RequestId, Quantities>,
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
+    /// Marks are answered like these.
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -68,7 +70,10 @@ impl Batch {
         for write in writes {
             match write {
                 Write::Begin(request, done) => batch.begins.push((request, done)),
-                Write::Mark(id, quantities) => drop(batch.marks.insert(id, quantities)),
+                Write::Mark(id, quantities, done) => {
+                    batch.marks.insert(id, quantities);
+                    batch.flushes.push(done);
+                }
                 Write::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
                     batch.settlements.push((settlement, done));
@@ -146,7 +151,7 @@ async fn write(
     let mut transaction = db.begin().await?;
     begin(&mut transaction, instance, begins).await?;
     mark(&mut transaction, marks).await?;
-    let settled = settle(&mut transaction, settlements).await?;
+    let settled = settle(&mut transaction, instance, settlements).await?;
     transaction.commit().await?;
     Ok(settled)
 }
@@ -204,7 +209,11 @@ async fn mark(transaction: &mut DbTransaction, marks: &HashMap<RequestId, Quanti
 }
 
 /// Closes rows and takes what they cost from their reservations, each once.
-async fn settle(transaction: &mut DbTransaction, settlements: &[&Settlement]) -> Result<SettledIds, BillingError> {
+async fn settle(
+    transaction: &mut DbTransaction,
+    instance: &str,
+    settlements: &[&Settlement],
+) -> Result<SettledIds, BillingError> {
     if settlements.is_empty() {
         return Ok(SettledIds::new());
     }
@@ -212,7 +221,7 @@ async fn settle(transaction: &mut DbTransaction, settlements: &[&Settlement]) ->
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4, \
          finish = v.column5, finished_ms = v.column6 FROM ({}) AS v \
-         WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING requests.id AS id",
+         WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING *",
         values(settlements.len(), 6)
     );
     let mut query = many(sql, settlements.len());
@@ -226,6 +235,13 @@ async fn settle(transaction: &mut DbTransaction, settlements: &[&Settlement]) ->
     let charges: Vec<(&RequestId, &Charge)> =
         settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
     charge(transaction, &charges, now).await?;
+    let costs: HashMap<&str, Nano> = charges.iter().map(|(id, charge)| (id.as_str(), charge.amount)).collect();
+    let mut hours = UsageHours::default();
+    for row in &rows {
+        let cost = costs.get(row.try_get::<&str, _>("id")?).copied().unwrap_or(0);
+        hours.add(row, cost)?;
+    }
+    hours.write(transaction, instance).await?;
     for missing in settlements.iter().filter(|s| !settled.contains(s.id.as_str())) {
         let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(missing.id.as_str());
         if known.fetch_optional(&mut **transaction).await?.is_none() {

@@ -62,6 +62,10 @@ async fn read(platform: &Platform, db: &Db, seen: &mut HashMap<String, i64>) -> 
         match what.as_str() {
             KEYS => platform.accounts.reload().await?,
             "prices" => platform.prices.reload().await?,
+            "limits" => {
+                platform.limits.reload().await?;
+                platform.wallets.limits_changed().await?;
+            }
             _ => {}
         }
         seen.insert(what, number);

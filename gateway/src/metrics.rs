@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use billing::Reconciliation;
 use serving_engine::Stats;
 
 /// Upper bounds of the latency buckets, in seconds.
@@ -68,7 +69,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    pub fn text(&self, stats: &Stats) -> String {
+    pub fn text(&self, stats: &Stats, books: Option<&Reconciliation>) -> String {
         let mut out = String::new();
         let used = if stats.pages_total == 0 { 0.0 } else { stats.pages_used as f64 / stats.pages_total as f64 };
         let mut number = |name: &str, kind: &str, help: &str, value: f64| {
@@ -94,6 +95,19 @@ impl Metrics {
         number("vllm:num_preemptions_total", "counter", "Sequences sent back to wait", stats.preemptions as f64);
         number("myriad_engine_steps_total", "counter", "Steps computed", stats.steps as f64);
         number("myriad_resident_adapters", "gauge", "Adapters bound to slots", stats.resident_adapters as f64);
+        if let Some(books) = books {
+            let name = "myriad_reconciliation_differences";
+            number(
+                name,
+                "gauge",
+                "Places where the books do not agree; anything but 0 is an alarm",
+                books.differences as f64,
+            );
+            let name = "myriad_reconciliation_compared";
+            number(name, "gauge", "Comparisons of the last reconciliation", books.compared as f64);
+            let at = books.at_ms as f64 / 1e3;
+            number("myriad_reconciliation_timestamp_seconds", "gauge", "When it was, in Unix time", at);
+        }
         self.with(|latencies| {
             latencies.first_token.write("vllm:time_to_first_token_seconds", "Time to first token", &mut out);
             latencies.inter_token.write("vllm:inter_token_latency_seconds", "Time between tokens", &mut out);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use adapter_store::AdapterStore;
-use billing::{Journal, Ledger, Prices, Wallets};
+use billing::{Journal, Ledger, Limits, Prices, Wallets};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AdapterImage, GenerationDefaults};
@@ -15,6 +15,7 @@ use text::Text;
 use crate::accounts::Accounts;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
+use crate::reconciler::Reconciler;
 
 /// A base model as the gateway serves it.
 pub struct ServedModel {
@@ -37,6 +38,8 @@ pub struct Platform {
     pub prices: Prices,
     pub ledger: Ledger,
     pub wallets: Wallets,
+    pub limits: Limits,
+    pub reconciler: Reconciler,
     pub accounts: Accounts,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,

@@ -1,5 +1,6 @@
 """Credit: prepaid accounts spend what they have, to the nano-dollar, and nothing beyond."""
 
+import sqlite3
 import threading
 
 import httpx
@@ -113,7 +114,7 @@ def test_a_repeated_credit_counts_once_and_refusals_say_why(shop):
     assert credit(admin, -5_001, kind="adjust").json()["error"]["code"] == "insufficient_credit"
     assert credit(admin, -1_000, kind="adjust").json()["balance_nano_usd"] == 4_000
     assert credit(admin, 0).status_code == 409 and credit(admin, "x").status_code == 400
-    assert admin.post("/admin/v1/credits", json={"account": "nobody", "amount": 1}).status_code == 404
+    assert admin.post("/admin/v1/credits", json={"account": "nobody", "amount": 1}).json()["error"]["param"] == "account"
     kinds = [(row["kind"], row["outcome"]) for row in ledger(server, key)]
     assert kinds.count(("top_up", "done")) == 1 and ("refund", "over_charged") in kinds
     assert httpx.get(f"{server.ops_url}/admin/v1/accounts", headers={"authorization": f"Bearer {key}"}).status_code == 403
@@ -144,3 +145,25 @@ def test_what_a_killed_server_held_comes_back(shop):
     assert [row["finish"] for row in rows] == ["interrupted"] and rows[0]["completion_tokens"] > 64
     shown = account(server, key)
     assert shown["balance_nano_usd"] == 2_000_000 - rows[0]["cost_nano_usd"] and shown["reserved_nano_usd"] == 0
+
+
+def test_the_books_agree_and_the_reconciler_sees_when_they_do_not(shop):
+    server, admin, key = shop
+    credit(admin, 10_000_000)
+    with connect(server, api_key=key) as client, connect(server) as other:
+        for at in range(6):
+            client.chat.completions.create(**PATIENT, max_tokens=5 + at)
+            other.chat.completions.create(**PATIENT | {"model": "support"}, max_tokens=5)
+    found = admin.get("/admin/v1/reconciliation?days=1").json()
+    assert found["differences"] == 0 and found["compared"] > 20, found
+    metrics = httpx.get(f"{server.ops_url}/metrics").text
+    assert "myriad_reconciliation_differences 0" in metrics
+    if "--database" in server.arguments:
+        return
+    with sqlite3.connect(server.data / "myriad.sqlite") as books:
+        books.execute("UPDATE requests SET completion_tokens = completion_tokens + 1 WHERE account = 'acme'")
+        books.execute("UPDATE balances SET available = available + 1 WHERE account = 'acme'")
+    found = admin.get("/admin/v1/reconciliation?days=1").json()
+    checks = {difference["check"] for difference in found["data"]}
+    assert {"usage = requests, completion", "usage = requests, cost", "requests = ledger, cost", "ledger = balance, available"} == checks
+    assert f"myriad_reconciliation_differences {found['differences']}" in httpx.get(f"{server.ops_url}/metrics").text

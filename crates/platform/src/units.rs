@@ -20,6 +20,14 @@ pub fn day_of(days: i64) -> String {
     )
 }
 
+/// When the UTC month began that a time is in, in milliseconds since the Unix epoch.
+pub fn month_start_ms(ms: i64) -> i64 {
+    let date = time::OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000))
+        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+        .date();
+    ms.div_euclid(DAY_MS) * DAY_MS - i64::from(date.day() - 1) * DAY_MS
+}
+
 /// The day that `YYYY-MM-DD` names, counted from the Unix epoch. None: it is no day of the years 1970 to 9999.
 pub fn days_since_epoch(text: &str) -> Option<i64> {
     let mut parts = text.splitn(3, '-');
@@ -37,6 +45,19 @@ pub fn days_since_epoch(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_month_begins_on_its_first() {
+        let at = |day: &str| days_since_epoch(day).unwrap() * DAY_MS;
+        for (time, start) in [
+            (at("2026-11-26") + 5, at("2026-11-01")),
+            (at("2026-11-01"), at("2026-11-01")),
+            (at("2024-03-01") - 1, at("2024-02-01")),
+            (0, 0),
+        ] {
+            assert_eq!(month_start_ms(time), start);
+        }
+    }
 
     #[test]
     fn days_and_dates_lead_to_each_other() {

@@ -1,10 +1,9 @@
 //! A running request's credit: reserved before it begins, raised while its answer grows, settled when it ends.
 
 use actix_web::http::StatusCode;
-use billing::{BillingError, Charge, Finish, Hold, Quantities, Rates, Refusal, Wallets};
+use billing::{BillingError, Charge, Finish, Hold, Quantities, Rates, Refusal, Spender, Wallets};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use platform::AccountName;
 use serving_engine::{Controls, Request};
 
 use crate::error::ApiError;
@@ -35,7 +34,7 @@ impl Credit {
     /// so all of it must be there. None for what is free.
     pub async fn open(
         wallets: &Wallets,
-        account: &AccountName,
+        spender: &Spender<'_>,
         rates: Option<Rates>,
         requests: &mut [Request],
         whole: bool,
@@ -52,10 +51,14 @@ impl Credit {
             true => (most, most),
             false => (choices.min(most), slice.min(most)),
         };
-        let hold = wallets.reserve(account, cost(least), cost(wanted)).await?.map_err(|_| {
+        let hold = wallets.reserve(spender, cost(least), cost(wanted)).await?.map_err(|refusal| {
             let need = cost(least) as f64 / 1e9;
             let lower = if whole { "; a lower max_tokens needs less" } else { "" };
-            insufficient(format!("this account is out of credit: the request needs {need} USD{lower}"))
+            let reason = match refusal {
+                Refusal::CapReached => "a spending cap of this account, key or adapter is reached",
+                _ => "this account is out of credit",
+            };
+            insufficient(format!("{reason}: the request needs {need} USD{lower}"))
         })?;
         let mut credit =
             Self { hold, rates, prompts, prompt_tokens, granted: least, most, slice, short: false, refused: false };

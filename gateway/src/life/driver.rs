@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use billing::{Finish, NewRequest, Quantities, Rates};
+use billing::{Finish, NewRequest, Quantities, Rates, Spender};
 use futures::StreamExt;
 use futures::stream::SelectAll;
-use platform::RequestId;
+use platform::{AccountName, RequestId};
 use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, Token, Usage};
 use text::StreamDecoder;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::credit::{Credit, Extension};
+use super::marks::Marks;
 use super::piece::{Ending, Piece, ScoredToken};
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -21,9 +22,6 @@ use crate::state::Platform;
 const PIECES: usize = 256;
 /// A client that reads nothing for so long has left.
 const SLOW_READER: Duration = Duration::from_secs(60);
-/// A running request's row is marked after so many tokens or so much time, whichever comes first.
-const MARK_TOKENS: u64 = 32;
-const MARK_EVERY: Duration = Duration::from_millis(250);
 /// A database that takes longer is away: new requests are refused, ended ones are told so and settled when it is back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,7 +51,9 @@ pub struct Run {
 pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, ApiError> {
     let choices = start.requests.first().map_or(1, |request| request.choices);
     let Start { row, rates, requests, length_given, .. } = &mut start;
-    let credit = Credit::open(&platform.wallets, &row.account, *rates, requests, *length_given);
+    let adapter = row.adapter.as_ref().map(|(name, _)| name.as_str());
+    let spender = Spender { account: &row.account, key_id: &row.key_id, adapter };
+    let credit = Credit::open(&platform.wallets, &spender, *rates, requests, *length_given);
     let credit = credit.await?;
     let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
     let replies: Vec<Reply> =
@@ -62,8 +62,12 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
     // The engine works on the prompt while the row is written; dropping the replies cancels it.
     if let Err(error) = in_time(async { Ok(platform.journal.begin(&start.row).await?) }).await {
         // It may be written yet: then it ends at once, and nothing was used.
-        let (journal, id) = (platform.journal.clone(), start.row.id.clone());
-        tokio::spawn(async move { journal.settle(&id, Quantities::default(), Finish::Error, None).await });
+        tokio::spawn(async move {
+            let nothing = Quantities::default();
+            if let Ok(true) = platform.journal.settle(&start.row.id, nothing, Finish::Error, None).await {
+                platform.reconciler.engine.add(start.row.account.as_str(), &start.row.base, nothing);
+            }
+        });
         return Err(error);
     }
     let (sender, pieces) = channel(PIECES);
@@ -75,6 +79,8 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
         prompts,
         platform,
         id: id.clone(),
+        account: start.row.account,
+        base: start.row.base,
         rates: start.rates,
         credit,
         client: Some(sender),
@@ -83,7 +89,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
         cancelled: false,
         started: start.started,
         last_token: None,
-        marked: (0, Instant::now()),
+        marks: Marks::new(),
     };
     tokio::spawn(driver.run(replies));
     Ok(Run { id, pieces, overhead })
@@ -113,6 +119,8 @@ impl Choice {
 struct Driver {
     platform: Arc<Platform>,
     id: RequestId,
+    account: AccountName,
+    base: String,
     rates: Option<Rates>,
     /// None for what is free.
     credit: Option<Credit>,
@@ -128,8 +136,7 @@ struct Driver {
     cancelled: bool,
     started: Instant,
     last_token: Option<Instant>,
-    /// Completion tokens and time of the last mark.
-    marked: (u64, Instant),
+    marks: Marks,
 }
 
 impl Driver {
@@ -182,7 +189,12 @@ impl Driver {
     async fn take(&mut self, prompt: usize, event: Event, controls: &[Controls]) {
         let piece = match event {
             Event::Prompt(scores) => Some(self.prompt_scores(prompt, scores)),
-            Event::Token { choice, token } => self.token(prompt * self.per_prompt + choice as usize, prompt, token),
+            Event::Token { choice, token } => {
+                let piece = self.token(prompt * self.per_prompt + choice as usize, prompt, token);
+                let quantities = self.quantities();
+                self.marks.keep_up(&self.platform.journal, &self.id, quantities).await;
+                piece
+            }
             Event::Choice { choice, reason, visible_bytes } => {
                 self.choice_ended(prompt * self.per_prompt + choice as usize, reason, visible_bytes)
             }
@@ -209,7 +221,6 @@ impl Driver {
         self.measure();
         self.usages[prompt].completion += 1;
         self.usages[prompt].prompt = self.prompts[prompt].len() as u64;
-        self.mark();
         let choice = self.choices.get_mut(index)?;
         let (id, held_bytes) = (token.id, token.held_bytes);
         choice.held.push_back((choice.bytes, scored(token)));
@@ -244,19 +255,6 @@ impl Driver {
         }
     }
 
-    /// Notes beside the stream how far it has come.
-    fn mark(&mut self) {
-        let quantities = self.quantities();
-        let (tokens, when) = self.marked;
-        if quantities.completion_tokens < tokens + MARK_TOKENS && when.elapsed() < MARK_EVERY {
-            return;
-        }
-        self.marked = (quantities.completion_tokens, Instant::now());
-        if let Err(error) = self.platform.journal.mark(&self.id, quantities) {
-            tracing::warn!(request = %self.id, %error, "a request's row could not be marked");
-        }
-    }
-
     fn quantities(&self) -> Quantities {
         let sum = |count: fn(&Usage) -> u64| self.usages.iter().map(count).sum();
         Quantities {
@@ -279,6 +277,7 @@ impl Driver {
             (None, false) if self.choices.iter().all(|choice| choice.ending == Some(Ending::Length)) => Finish::Length,
             _ => Finish::Stop,
         };
+        self.platform.reconciler.engine.add(self.account.as_str(), &self.base, quantities);
         let charge = self.credit.take().and_then(|credit| credit.settle(&quantities, finish));
         let settled = self.platform.journal.settle(&self.id, quantities, finish, charge);
         let settled = in_time(async { Ok(settled.await?) }).await;

@@ -2,6 +2,7 @@
 
 mod credit;
 pub mod driver;
+mod marks;
 pub mod piece;
 
 pub use driver::{Run, Start, start};

@@ -5,6 +5,7 @@ mod adapters;
 mod admin;
 mod chat;
 mod completions;
+mod limits;
 mod lora;
 mod models;
 mod ops;
@@ -26,7 +27,7 @@ pub const JSON_BYTES: usize = 16 << 20;
 /// What clients of the OpenAI API call, and what is Myriad's own beside it.
 pub fn api(config: &mut web::ServiceConfig) {
     config
-        .configure(limits)
+        .configure(bounds)
         // Inference
         .service(once("/v1/chat/completions").to(chat::create))
         .service(once("/v1/completions").to(completions::create))
@@ -55,6 +56,9 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/keys", web::get().to(account::keys))
         .route("/v1/account/keys", web::post().to(account::create_key))
         .route("/v1/account/keys/{id}", web::delete().to(account::revoke_key))
+        .route("/v1/account/limits", web::get().to(limits::list))
+        .route("/v1/account/limits", web::post().to(limits::add))
+        .route("/v1/account/limits/{id}", web::delete().to(limits::remove))
         .route("/v1/account/members", web::get().to(account::members))
         .route("/v1/account/members/{name}", web::put().to(account::set_member))
         .route("/v1/account/members/{name}", web::delete().to(account::remove_member))
@@ -74,7 +78,7 @@ fn once(
 }
 
 /// Bounds of bodies, and errors of paths and queries in the API's own shape.
-fn limits(config: &mut web::ServiceConfig) {
+fn bounds(config: &mut web::ServiceConfig) {
     config
         .app_data(web::PayloadConfig::new(JSON_BYTES))
         .app_data(web::PathConfig::default().error_handler(|error, _| ApiError::not_found(error.to_string()).into()))
@@ -86,7 +90,7 @@ fn limits(config: &mut web::ServiceConfig) {
 /// The operators' listener.
 pub fn ops(config: &mut web::ServiceConfig) {
     config
-        .configure(limits)
+        .configure(bounds)
         .configure(health)
         .route("/metrics", web::get().to(ops::metrics))
         .configure(admin::routes)

@@ -1,5 +1,6 @@
 //! Typed access to a request's fields; every refusal names its field.
 
+use billing::{LARGEST, Nano};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
@@ -54,6 +55,17 @@ impl<'a> Fields<'a> {
             (low, high) => format!("from {low} to {high}"),
         };
         Err(ApiError::param(name, format!("{name} must be {bounds}, not {number}")))
+    }
+
+    /// `amount` in dollars, or `amount_nano_usd` as an exact integer.
+    pub fn nano_usd(&self) -> Result<Nano, ApiError> {
+        if let Some(nano) = self.integer("amount_nano_usd", -LARGEST..=LARGEST)? {
+            return Ok(nano);
+        }
+        let most = LARGEST as f64 / 1e9;
+        let usd = self.get("amount").and_then(Value::as_f64).filter(|usd| usd.abs() <= most);
+        let usd = usd.ok_or_else(|| ApiError::param("amount", format!("amount must be dollars, at most {most}")))?;
+        Ok((usd * 1e9).round() as Nano)
     }
 
     pub fn real(&self, name: &str, range: std::ops::RangeInclusive<f64>) -> Result<Option<f32>, ApiError> {

@@ -2,13 +2,13 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Command, Credit, LARGEST, Nano};
+use billing::{Command, Credit, Nano};
 use platform::{AccountName, RequestId};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::account::{balance, created_key, key, key_fields};
 use super::super::reply::{JsonObject, dollars};
-use super::{known_account, operator};
+use super::{account_at, account_in_field, operator};
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -42,7 +42,7 @@ pub async fn show(
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
-    let name = known_account(&platform, &name, "account").await?;
+    let name = account_at(&platform, &name).await?;
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
 }
 
@@ -87,7 +87,7 @@ pub async fn change(
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
-    let name = known_account(&platform, &name, "account").await?;
+    let name = account_at(&platform, &name).await?;
     if let Some(credit) = credit_kind(&Fields::new(&json))? {
         // What this server has set aside is not owed.
         platform.wallets.give_back(&name).await?;
@@ -106,8 +106,8 @@ pub async fn credit(
     operator(&platform, &caller)?;
     let fields = Fields::new(&json);
     let name = fields.text("account")?.ok_or_else(|| ApiError::param("account", "account is missing"))?;
-    let name = known_account(&platform, name, "account").await?;
-    let amount = amount(&json)?;
+    let name = account_in_field(&platform, name).await?;
+    let amount = fields.nano_usd()?;
     let kind = fields.text("kind")?.unwrap_or("grant");
     let command = match kind {
         "grant" => Command::Grant { amount },
@@ -149,25 +149,13 @@ fn usd(amount: Nano) -> String {
     format!("{} USD", amount as f64 / 1e9)
 }
 
-/// `amount` in dollars, or `amount_nano_usd` as an exact integer.
-fn amount(json: &Map<String, Value>) -> Result<Nano, ApiError> {
-    let fields = Fields::new(json);
-    if let Some(nano) = fields.integer("amount_nano_usd", -LARGEST..=LARGEST)? {
-        return Ok(nano);
-    }
-    let most = LARGEST as f64 / 1e9;
-    let usd = fields.get("amount").and_then(Value::as_f64).filter(|usd| usd.abs() <= most);
-    let usd = usd.ok_or_else(|| ApiError::param("amount", format!("amount must be dollars, at most {most}")))?;
-    Ok((usd * 1e9).round() as Nano)
-}
-
 pub async fn keys(
     platform: web::Data<Platform>,
     caller: Caller,
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
-    let name = known_account(&platform, &name, "account").await?;
+    let name = account_at(&platform, &name).await?;
     let data: Vec<Value> = platform.accounts.keys(&name).await?.iter().map(key).collect();
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
@@ -180,7 +168,7 @@ pub async fn create_key(
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
-    let name = known_account(&platform, &name, "account").await?;
+    let name = account_at(&platform, &name).await?;
     let new = key_fields(&json)?;
     let (id, secret) = platform.accounts.create_key(&name, &new).await?;
     tracing::info!(account = %name, key = id, "the operator has made a key");
@@ -194,9 +182,41 @@ pub async fn revoke_key(
 ) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
     let (name, id) = path.into_inner();
-    let name = known_account(&platform, &name, "account").await?;
+    let name = account_at(&platform, &name).await?;
     match platform.accounts.revoke(&name, &id).await? {
         true => Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.key", "revoked": true }))),
         false => Err(ApiError::not_found("this account has no such key")),
     }
+}
+
+pub async fn limits(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = account_at(&platform, &name).await?;
+    super::super::limits::listed(&platform, &name).await
+}
+
+pub async fn add_limit(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    name: web::Path<String>,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let name = account_at(&platform, &name).await?;
+    super::super::limits::added(&platform, &name, &json, true).await
+}
+
+pub async fn remove_limit(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, ApiError> {
+    operator(&platform, &caller)?;
+    let (name, id) = path.into_inner();
+    let name = account_at(&platform, &name).await?;
+    super::super::limits::removed(&platform, &name, &id, true).await
 }

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod prices;
+mod reconciliation;
 
 use actix_web::http::StatusCode;
 use actix_web::web;
@@ -20,6 +21,10 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/accounts/{account}/keys", web::get().to(accounts::keys))
         .route("/admin/v1/accounts/{account}/keys", web::post().to(accounts::create_key))
         .route("/admin/v1/accounts/{account}/keys/{id}", web::delete().to(accounts::revoke_key))
+        .route("/admin/v1/accounts/{account}/limits", web::get().to(accounts::limits))
+        .route("/admin/v1/accounts/{account}/limits", web::post().to(accounts::add_limit))
+        .route("/admin/v1/accounts/{account}/limits/{id}", web::delete().to(accounts::remove_limit))
+        .route("/admin/v1/reconciliation", web::get().to(reconciliation::show))
         .route("/admin/v1/credits", web::post().to(accounts::credit))
         .route("/admin/v1/prices", web::get().to(prices::list))
         .route("/admin/v1/prices", web::post().to(prices::add));
@@ -33,12 +38,17 @@ fn operator(platform: &Platform, caller: &Caller) -> Result<(), ApiError> {
     Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server"))
 }
 
-/// The account that a path or a field names, where there is one.
-async fn known_account(platform: &Platform, name: &str, param: &'static str) -> Result<AccountName, ApiError> {
-    let name: AccountName =
-        name.parse().map_err(|error: platform::ids::IdError| ApiError::param(param, error.to_string()))?;
-    match platform.accounts.exists(&name).await? {
-        true => Ok(name),
-        false => Err(ApiError::not_found(format!("there is no account {name}"))),
-    }
+/// The account that a path names.
+async fn account_at(platform: &Platform, name: &str) -> Result<AccountName, ApiError> {
+    let missing = || ApiError::not_found(format!("there is no account {name}"));
+    let account: AccountName = name.parse().map_err(|_| missing())?;
+    if platform.accounts.exists(&account).await? { Ok(account) } else { Err(missing()) }
+}
+
+/// The account that the field `account` names.
+async fn account_in_field(platform: &Platform, name: &str) -> Result<AccountName, ApiError> {
+    account_at(platform, name).await.map_err(|error| match error.status {
+        StatusCode::NOT_FOUND => ApiError::param("account", error.message),
+        _ => error,
+    })
 }

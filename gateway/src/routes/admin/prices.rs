@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::account;
 use super::super::reply::JsonObject;
-use super::{known_account, operator};
+use super::{account_in_field, operator};
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -46,7 +46,7 @@ pub async fn add(
     let cached_input = rate("cached_input")?.unwrap_or(input);
     let account = match fields.text("account")? {
         None => None,
-        Some(name) => Some(known_account(&platform, name, "account").await?),
+        Some(name) => Some(account_in_field(&platform, name).await?),
     };
     let model = match fields.text("model")? {
         Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {

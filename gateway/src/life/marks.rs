@@ -1,0 +1,54 @@
+//! Marks of a running request: how far its row says that it has come. What a killed server leaves behind is charged at the last one,
+//! so the answer never runs far ahead of it.
+
+use std::time::{Duration, Instant};
+
+use billing::{Journal, Quantities};
+use platform::RequestId;
+use tokio::sync::oneshot::Receiver;
+
+/// A mark is made after so many tokens or so much time, whichever comes first.
+const TOKENS: u64 = 32;
+const EVERY: Duration = Duration::from_millis(250);
+/// Tokens that may be sent beyond the last mark that is durable; over it the answer waits for the next one.
+const AHEAD: u64 = 2 * TOKENS;
+
+pub struct Marks {
+    /// Completion tokens of the last mark that is durable.
+    durable: u64,
+    /// The mark that is being written.
+    handed_in: Option<(u64, Receiver<()>)>,
+    last: Instant,
+}
+
+impl Marks {
+    pub fn new() -> Self {
+        Self { durable: 0, handed_in: None, last: Instant::now() }
+    }
+
+    /// Marks where it is time; returns when the answer may go on.
+    pub async fn keep_up(&mut self, journal: &Journal, id: &RequestId, quantities: Quantities) {
+        let tokens = quantities.completion_tokens;
+        self.look(tokens >= self.durable + AHEAD).await;
+        if self.handed_in.is_some() || (tokens < self.durable + TOKENS && self.last.elapsed() < EVERY) {
+            return;
+        }
+        self.last = Instant::now();
+        match journal.mark(id, quantities) {
+            Ok(written) => self.handed_in = Some((tokens, written)),
+            Err(error) => tracing::warn!(request = %id, %error, "a request's row could not be marked"),
+        }
+    }
+
+    /// Whether the mark that was handed in is durable; waits until it is where it must be.
+    async fn look(&mut self, must_be: bool) {
+        let Some((tokens, written)) = &mut self.handed_in else { return };
+        if must_be {
+            let _ = written.await;
+        } else if written.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty) {
+            return;
+        }
+        self.durable = *tokens;
+        self.handed_in = None;
+    }
+}

@@ -1,0 +1,116 @@
+//! Caps and alerts: set by the account for itself, or by the operator for it.
+
+use actix_web::http::StatusCode;
+use actix_web::{HttpResponse, web};
+use billing::{Limit, LimitKind, LimitScope, Period};
+use platform::AccountName;
+use serde_json::{Map, Value, json};
+
+use super::reply::{JsonObject, dollars};
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::state::Platform;
+use crate::wire::Fields;
+
+/// Longest subject, in bytes.
+const SUBJECT_BYTES: usize = 256;
+
+pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+    listed(&platform, &caller.account).await
+}
+
+/// An account's limits, each with what was spent in the period that now runs.
+pub async fn listed(platform: &Platform, account: &AccountName) -> Result<HttpResponse, ApiError> {
+    let mut data = Vec::new();
+    for limit in platform.limits.of(account) {
+        let spent = platform.limits.spent_now(account, &limit).await?;
+        let mut shown = shown(&limit);
+        shown["spent"] = dollars(spent);
+        shown["spent_nano_usd"] = spent.into();
+        data.push(shown);
+    }
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+fn shown(limit: &Limit) -> Value {
+    json!({
+        "id": limit.id,
+        "object": "account.limit",
+        "kind": limit.kind.name(),
+        "scope": limit.scope.name(),
+        "subject": (!limit.subject.is_empty()).then_some(&limit.subject),
+        "period": limit.period.name(),
+        "amount": dollars(limit.amount),
+        "amount_nano_usd": limit.amount,
+        "set_by": if limit.operators { "operator" } else { "account" },
+    })
+}
+
+pub async fn add(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    added(&platform, &caller.account, &json, false).await
+}
+
+pub async fn added(
+    platform: &Platform,
+    account: &AccountName,
+    json: &Map<String, Value>,
+    operators: bool,
+) -> Result<HttpResponse, ApiError> {
+    let fields = Fields::new(json);
+    let scope = choice(&fields, "scope", LimitScope::named, LimitScope::NAMES)?.unwrap_or(LimitScope::Account);
+    let subject = fields.text("subject")?.unwrap_or_default();
+    if subject.is_empty() != (scope == LimitScope::Account) || subject.len() > SUBJECT_BYTES {
+        let message = "subject must be a key's id or an adapter's account/name, and absent for the account";
+        return Err(ApiError::param("subject", message));
+    }
+    if scope == LimitScope::Key && !platform.accounts.keys(account).await?.iter().any(|key| key.id == subject) {
+        return Err(ApiError::param("subject", "this account has no such key; `myriad keys list` shows their ids"));
+    }
+    let limit = Limit {
+        id: String::new(),
+        kind: choice(&fields, "kind", LimitKind::named, LimitKind::NAMES)?.unwrap_or(LimitKind::Cap),
+        scope,
+        subject: subject.to_owned(),
+        period: choice(&fields, "period", Period::named, Period::NAMES)?
+            .ok_or_else(|| ApiError::param("period", format!("period is missing: one of {}", Period::NAMES)))?,
+        amount: fields.nano_usd()?,
+        operators,
+    };
+    let limit = platform.limits.set(account, limit).await?;
+    platform.wallets.limits_changed().await?;
+    Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit)))
+}
+
+fn choice<T>(
+    fields: &Fields<'_>,
+    field: &'static str,
+    named: impl Fn(&str) -> Option<T>,
+    names: &str,
+) -> Result<Option<T>, ApiError> {
+    let Some(name) = fields.text(field)? else { return Ok(None) };
+    named(name).map(Some).ok_or_else(|| ApiError::param(field, format!("{field} must be one of {names}")))
+}
+
+pub async fn remove(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    id: web::Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    removed(&platform, &caller.account, &id, false).await
+}
+
+pub async fn removed(
+    platform: &Platform,
+    account: &AccountName,
+    id: &str,
+    operator: bool,
+) -> Result<HttpResponse, ApiError> {
+    match platform.limits.remove(account, id, operator).await? {
+        true => Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.limit", "removed": true }))),
+        false => Err(ApiError::not_found("this account has no such limit, or only the operator may remove it")),
+    }
+}

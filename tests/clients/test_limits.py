@@ -1,0 +1,89 @@
+"""Caps and alerts: nothing is spent over a cap, whoever asks and however many ask at once."""
+
+import threading
+
+import httpx
+import pytest
+from openai import APIStatusError
+
+from talk import connect
+from test_credit import PATIENT, TOKEN, shop  # noqa: F401
+
+
+def limits(server, key):
+    return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"})
+
+
+def spent(server, key):
+    with limits(server, key) as http:
+        return sum(row["cost_nano_usd"] for row in http.get("/v1/account/requests?limit=1000").json()["data"])
+
+
+@pytest.mark.parametrize("period", ["day", "month", "total"])
+def test_a_cap_ends_the_answer_that_reaches_it_and_refuses_the_next(shop, period):  # noqa: F811
+    server, admin, key = shop
+    admin.patch("/admin/v1/accounts/acme", json={"credit": "unlimited"})
+    with connect(server, api_key=key) as client, limits(server, key) as http:
+        before = client.chat.completions.create(**PATIENT, max_tokens=20).usage.cost_nano_usd
+        cap = before + 1_000_000
+        assert http.post("/v1/account/limits", json={"period": period, "amount_nano_usd": cap}).status_code == 201
+        reply = client.chat.completions.create(**PATIENT)
+        assert reply.choices[0].stop_reason == "insufficient_quota"
+        total = before + reply.usage.cost_nano_usd
+        assert cap - TOKEN < total <= cap
+        with pytest.raises(APIStatusError, match="cap") as refused:
+            client.chat.completions.create(**PATIENT)
+        assert refused.value.status_code == 402
+        [shown] = http.get("/v1/account/limits").json()["data"]
+        assert (shown["spent_nano_usd"], shown["amount_nano_usd"], shown["set_by"]) == (total, cap, "account")
+        # Raised, it goes on; removed, it no longer counts.
+        http.post("/v1/account/limits", json={"period": period, "amount_nano_usd": cap + 100 * TOKEN}).raise_for_status()
+        assert client.chat.completions.create(**PATIENT, max_tokens=50).choices[0].finish_reason == "length"
+        with pytest.raises(APIStatusError):
+            client.chat.completions.create(**PATIENT, max_tokens=50)
+        [shown] = http.get("/v1/account/limits").json()["data"]
+        assert http.delete(f"/v1/account/limits/{shown['id']}").status_code == 200
+        assert client.chat.completions.create(**PATIENT, max_tokens=50).choices[0].finish_reason == "length"
+
+
+def test_caps_of_a_key_and_of_an_adapter_bind_only_them(shop):  # noqa: F811
+    server, admin, key = shop
+    with server.http() as http, connect(server) as client:
+        own = http.get("/v1/account/keys").json()["data"][0]["id"]
+        other = http.post("/v1/account/keys", json={"name": "other"}).json()
+        http.post("/v1/account/limits", json={"scope": "key", "subject": own, "period": "day", "amount_nano_usd": 0}).raise_for_status()
+        with pytest.raises(APIStatusError, match="cap"):
+            client.chat.completions.create(**PATIENT, max_tokens=5)
+        with connect(server, api_key=other["key"]) as free:
+            assert free.chat.completions.create(**PATIENT, max_tokens=5).usage.completion_tokens == 5
+            cap = {"scope": "adapter", "subject": "local/support", "period": "month", "amount_nano_usd": 0}
+            http.post("/v1/account/limits", json=cap).raise_for_status()
+            with pytest.raises(APIStatusError, match="cap"):
+                free.chat.completions.create(**PATIENT | {"model": "support"}, max_tokens=5)
+            assert free.chat.completions.create(**PATIENT | {"model": "sql"}, max_tokens=5).usage.completion_tokens == 5
+        assert http.post("/v1/account/limits", json={"period": "week", "amount": 1}).json()["error"]["param"] == "period"
+        assert http.post("/v1/account/limits", json={"scope": "key", "period": "day", "amount": 1}).json()["error"]["param"] == "subject"
+
+
+def test_many_at_once_do_not_exceed_a_cap_and_the_operators_stays(shop):  # noqa: F811
+    server, admin, key = shop
+    admin.post("/admin/v1/credits", json={"account": "acme", "amount": 1}).raise_for_status()
+    cap = 2_000_000
+    made = admin.post("/admin/v1/accounts/acme/limits", json={"period": "day", "amount_nano_usd": cap}).json()
+    with limits(server, key) as http:
+        assert http.delete(f"/v1/account/limits/{made['id']}").status_code == 404
+        http.post("/v1/account/limits", json={"period": "day", "amount": 100}).raise_for_status()
+
+    def ask():
+        with connect(server, api_key=key) as client:
+            try:
+                client.chat.completions.create(**PATIENT)
+            except APIStatusError as refused:
+                assert refused.status_code == 402
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert cap - 12 * TOKEN < spent(server, key) <= cap
+    found = admin.get("/admin/v1/reconciliation?days=2").json()
+    assert found["differences"] == 0 and found["compared"] > 10, found
