@@ -27,6 +27,8 @@ pub enum Command {
     Promote(Promote),
     /// Show requests, newest first, with their tokens
     Usage(Usage),
+    /// List the months of the account, or show one month's statement
+    Statements(Statements),
     /// Show prices, or set one
     Prices(Prices),
     /// List, make or revoke API keys
@@ -124,6 +126,19 @@ pub struct Usage {
     /// Last day of the sums [default: today, UTC]
     #[arg(long, value_name = "DAY", requires = "by")]
     pub to: Option<String>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Statements {
+    /// Month to show, such as 2026-11, in UTC [default: list the months]
+    pub month: Option<String>,
+
+    /// Print it as CSV
+    #[arg(long, requires = "month")]
+    pub csv: bool,
 
     #[command(flatten)]
     pub server: Server,

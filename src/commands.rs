@@ -1,5 +1,6 @@
 //! The client commands: each a file, built on the public API alone.
 
+mod amount;
 pub mod bench;
 pub mod chat;
 pub mod keys;
@@ -7,5 +8,6 @@ pub mod models;
 pub mod prices;
 pub mod promote;
 pub mod push;
+pub mod statements;
 pub mod table;
 pub mod usage;

@@ -7,6 +7,7 @@ mod journal;
 mod ledger;
 mod price;
 mod rules;
+mod statement;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -17,6 +18,7 @@ pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
+pub use statement::{ChargeLine, CreditLine, Statement};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 
@@ -40,6 +42,8 @@ pub enum BillingError {
     OverReserved(String),
     #[error("other writers came in between, again and again: {0}")]
     Conflict(String),
+    #[error("{month} has over {lines} credits, too many for one statement; /v1/account/ledger lists them page by page")]
+    StatementTooLong { month: String, lines: u32 },
     #[error("the ledger does not answer in time")]
     Slow,
     #[error("the journal is closed")]

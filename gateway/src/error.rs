@@ -129,6 +129,7 @@ impl From<BillingError> for ApiError {
         match error {
             BillingError::PriceInThePast => Self::param("starts_at", error.to_string()),
             BillingError::PriceRange => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
+            BillingError::StatementTooLong { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             BillingError::NoAccount(_) => Self::not_found(error.to_string()),
             BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             error if error.is_passing() => {

@@ -152,6 +152,14 @@ impl Db {
         Ok(transaction)
     }
 
+    /// Begins a transaction that only reads: all its statements see what was committed before its first one.
+    pub async fn snapshot(&self) -> Result<DbTransaction, sqlx::Error> {
+        match self.kind {
+            DbKind::Sqlite => self.pool.begin_with("BEGIN").await,
+            DbKind::Postgres => self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await,
+        }
+    }
+
     /// The database's own clock in milliseconds since the Unix epoch, as an expression: what several servers compare must not
     /// come from the clock of each.
     pub const fn now_sql(&self) -> &'static str {
