@@ -27,10 +27,18 @@ pub enum Command {
     Promote(Promote),
     /// Show requests, newest first, with their tokens
     Usage(Usage),
+    /// List the months of the account, or show one month's statement
+    Statements(Statements),
     /// Show prices, or set one
     Prices(Prices),
     /// List, make or revoke API keys
     Keys(Keys),
+    /// List the account's members, set a member's role, or remove one
+    Members(Members),
+    /// Show the account's last ledger transactions
+    Ledger(Ledger),
+    /// Make accounts, credit them and give them keys; for the operator
+    Accounts(Accounts),
     /// Load a server and print latencies and throughput as a table
     Bench(Bench),
     /// Print the reference of all settings of `serve` (docs/configuration.md)
@@ -113,7 +121,7 @@ pub struct Usage {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub limit: u32,
 
-    /// Show sums in place of requests, grouped by any of key, model, adapter, day
+    /// Show sums in place of requests, grouped by any of key, model, adapter, day, tag
     #[arg(long, value_name = "GROUP", value_delimiter = ',')]
     pub by: Vec<String>,
 
@@ -124,6 +132,19 @@ pub struct Usage {
     /// Last day of the sums [default: today, UTC]
     #[arg(long, value_name = "DAY", requires = "by")]
     pub to: Option<String>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Statements {
+    /// Month to show, such as 2026-11, in UTC [default: list the months]
+    pub month: Option<String>,
+
+    /// Print it as CSV
+    #[arg(long, requires = "month")]
+    pub csv: bool,
 
     #[command(flatten)]
     pub server: Server,
@@ -187,12 +208,143 @@ pub enum KeysAction {
     /// Keys of the account, without their secret part
     List,
     /// Make a key; it is shown once
-    Create {
-        #[arg(default_value = "key")]
-        name: String,
-    },
+    Create(NewKey),
     /// Revoke a key by its id
     Revoke { id: String },
+}
+
+#[derive(Debug, Args)]
+pub struct NewKey {
+    #[arg(default_value = "key")]
+    pub name: String,
+
+    /// What it may do, of inference, adapters, fine-tuning, billing and admin; repeatable [default: what the caller's key may]
+    #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
+    pub scope: Vec<String>,
+
+    /// Days until it opens nothing more [default: never]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub expires: Option<u32>,
+
+    /// Member whose key it is: it goes with the member, and can do no more than the member's role
+    #[arg(long, value_name = "NAME")]
+    pub member: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Members {
+    #[command(subcommand)]
+    pub action: Option<MembersAction>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum MembersAction {
+    /// Members and their roles (the default)
+    List,
+    /// Add a member, or give it another role: owner, admin, developer or billing
+    Set { name: String, role: String },
+    /// Remove a member and revoke its keys
+    Remove { name: String },
+}
+
+#[derive(Debug, Args)]
+pub struct Ledger {
+    /// How many transactions to show, newest first
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: u32,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Accounts {
+    #[command(subcommand)]
+    pub action: Option<AccountsAction>,
+
+    /// The operators' listener
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090", global = true)]
+    pub ops_url: String,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AccountsAction {
+    /// Accounts with their credit and balance (the default)
+    List,
+    /// Make an account; its key is shown once
+    Create {
+        name: String,
+
+        /// It can spend only what it has [default: everything is charged, and it may owe]
+        #[arg(long)]
+        prepaid: bool,
+
+        /// Dollars that it gets to begin with
+        #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse)]
+        grant: Option<i64>,
+    },
+    /// Change what an account has, in dollars
+    Credit(ChangeCredit),
+    /// Say whether an account may owe
+    Set {
+        name: String,
+
+        #[arg(long, value_name = "KIND", value_parser = ["prepaid", "unlimited"])]
+        credit: String,
+    },
+    /// Make a key for an account that has lost its own; it is shown once
+    Key { name: String },
+    /// Keys of an account, without their secret part
+    Keys { name: String },
+    /// Revoke a key of an account
+    Revoke { name: String, key: String },
+    /// Make a key for the account that runs the server, in its database: for who has lost the last one
+    Recover {
+        /// Name of the account
+        #[arg(long, env = "MYRIAD_ACCOUNT", value_name = "NAME", default_value = "local")]
+        account: String,
+
+        #[command(flatten)]
+        database: Database,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ChangeCredit {
+    pub name: String,
+
+    /// Dollars; below 0 only with --kind adjust
+    #[arg(value_name = "USD", value_parser = crate::commands::amount::parse, allow_hyphen_values = true)]
+    pub amount: i64,
+
+    #[arg(long, value_name = "KIND", value_parser = ["grant", "top_up", "refund", "expire", "adjust"], default_value = "grant")]
+    pub kind: String,
+
+    /// Name of this change: given again it changes nothing more
+    #[arg(long, value_name = "ID")]
+    pub id: Option<String>,
+
+    /// What is said of it on the statement
+    #[arg(long, value_name = "TEXT")]
+    pub memo: Option<String>,
+}
+
+/// Which database a command works on, named as `serve` names it.
+#[derive(Debug, Clone, Args)]
+pub struct Database {
+    /// Data directory of the server [default: myriad in the XDG data home]
+    #[arg(long, env = "MYRIAD_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// Database of the server [default: sqlite in the data directory]
+    #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub database: Option<String>,
 }
 
 #[derive(Debug, Args)]

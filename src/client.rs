@@ -170,6 +170,12 @@ fn event(line: &[u8]) -> Result<Line, ClientError> {
     }
 }
 
+/// A name as one segment of a path: whatever characters it has, it cannot become two.
+pub fn segment(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
+    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
 /// Without a trailing slash or `/v1`: people set either.
 fn normal(url: &str) -> String {
     url.trim_end_matches('/').trim_end_matches("/v1").trim_end_matches('/').to_owned()

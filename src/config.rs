@@ -248,12 +248,17 @@ pub fn reference(serve: &Command) -> String {
 impl ServeConfig {
     /// Where the data goes: always absolute, never relative to where the command ran by accident.
     pub fn data_dir(&self) -> Result<PathBuf, ConfigError> {
-        match &self.data {
-            Some(data) => {
-                std::path::absolute(data).map_err(|e| ConfigError::File { path: data.clone(), reason: e.to_string() })
-            }
-            None => data_home().map(|home| home.join("myriad")).ok_or(ConfigError::NoHome),
+        data_dir(self.data.as_deref())
+    }
+}
+
+/// The data directory that `--data` names, or the usual one.
+pub fn data_dir(named: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    match named {
+        Some(data) => {
+            std::path::absolute(data).map_err(|e| ConfigError::File { path: data.to_owned(), reason: e.to_string() })
         }
+        None => data_home().map(|home| home.join("myriad")).ok_or(ConfigError::NoHome),
     }
 }
 

@@ -5,6 +5,7 @@ mod client;
 mod commands;
 mod config;
 mod credentials;
+mod database;
 mod serve;
 
 use std::process::ExitCode;
@@ -42,7 +43,11 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Promote(promote) => commands::promote::run(&promote).await?,
         Command::Prices(prices) => commands::prices::run(&prices).await?,
         Command::Usage(usage) => commands::usage::run(&usage).await?,
+        Command::Statements(statements) => commands::statements::run(&statements).await?,
         Command::Keys(keys) => commands::keys::run(&keys).await?,
+        Command::Members(members) => commands::members::run(&members).await?,
+        Command::Ledger(ledger) => commands::ledger::run(&ledger).await?,
+        Command::Accounts(accounts) => commands::accounts::run(&accounts).await?,
         Command::Bench(bench) => commands::bench::run(&bench).await?,
         Command::Configuration => print!("{}", config::reference(&cli::serve_command())),
     }

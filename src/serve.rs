@@ -2,7 +2,7 @@
 
 mod adapters;
 mod builtin;
-mod data_dir;
+pub mod data_dir;
 mod first_screen;
 mod models;
 
@@ -92,7 +92,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let loaded = load(&config, &sources, &cpu)?;
     let device = format!("cpu {} {}", cpu.path.name(), loaded.first().map_or("", |model| model.dtype.name()));
 
-    let database = config.database.clone().unwrap_or_else(|| Db::sqlite_url(&data.join("myriad.sqlite")));
+    let database = config.database.clone().unwrap_or_else(|| crate::database::default_url(data.path()));
     let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
     let db = Db::open(&database).await?;
     let platform = Arc::new(assemble(&config, &account, db.clone(), Blobs::open(&blobs).await?, loaded).await?);

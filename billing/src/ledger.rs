@@ -75,6 +75,10 @@ impl Ledger {
         Err(BillingError::Conflict(id.to_owned()))
     }
 
+    pub(crate) const fn db(&self) -> &Db {
+        &self.db
+    }
+
     pub async fn balance(&self, account: &AccountName) -> Result<Balance, BillingError> {
         let row = sqlx::query(
             "SELECT a.credit, CAST(COALESCE((SELECT available FROM balances b WHERE b.account = a.name), 0) AS BIGINT) AS available, \
@@ -153,6 +157,18 @@ impl Ledger {
         .await?;
         rows.iter().map(|row| Ok((row.try_get("book")?, row.try_get("amount")?))).collect()
     }
+}
+
+/// What the account has, reserved or not, as the transaction sees it.
+pub(crate) async fn posted_in(transaction: &mut DbTransaction, account: &AccountName) -> Result<Nano, BillingError> {
+    let row = sqlx::query(
+        "SELECT CAST(COALESCE((SELECT available FROM balances WHERE account = $1), 0) + COALESCE((SELECT SUM(amount) \
+         FROM reservations WHERE account = $1 AND closed_ms IS NULL), 0) AS BIGINT) AS posted",
+    )
+    .bind(account.as_str())
+    .fetch_one(&mut **transaction)
+    .await?;
+    Ok(row.try_get("posted")?)
 }
 
 /// What a transaction names that decides on an account's balance: such run one after the other.

@@ -9,6 +9,7 @@ mod limits;
 mod price;
 mod reconcile;
 mod rules;
+mod statement;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -22,6 +23,7 @@ pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
+pub use statement::{ChargeLine, CreditLine, Statement};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 
@@ -49,6 +51,8 @@ pub enum BillingError {
     LimitAmount,
     #[error("an account can have at most 100 limits; remove one first")]
     TooManyLimits,
+    #[error("{month} has over {lines} credits, too many for one statement; /v1/account/ledger lists them page by page")]
+    StatementTooLong { month: String, lines: u32 },
     #[error("the ledger does not answer in time")]
     Slow,
     #[error("the journal is closed")]

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use platform::units::{DAY_MS, month_start_ms, now_ms};
+use platform::units::{DAY_MS, Month, now_ms};
 use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
 
@@ -66,7 +66,7 @@ impl Period {
     pub fn start_ms(self, now_ms: i64) -> i64 {
         match self {
             Self::Day => now_ms.div_euclid(DAY_MS) * DAY_MS,
-            Self::Month => month_start_ms(now_ms),
+            Self::Month => Month::of_ms(now_ms).start_ms(),
             Self::Total => 0,
         }
     }

@@ -7,10 +7,12 @@ use std::sync::{Arc, RwLock};
 use billing::Credit;
 use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, DbTransaction};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::Row;
 
 use crate::access::{Role, Scopes};
+use crate::audit::{self, Change};
 use crate::changes;
 use crate::error::ApiError;
 
@@ -70,6 +72,8 @@ pub struct Member {
 pub enum AccountError {
     #[error("an API key begins with {PREFIX} and has {} to {} characters", KEY_BYTES.start(), KEY_BYTES.end())]
     KeyForm,
+    #[error("there is no account {name}; there are {known}")]
+    NoAccount { name: String, known: String },
     #[error("the account has no member {0:?}")]
     NoMember(String),
     #[error("a key of a member who is {role} cannot have the scopes {scopes}")]
@@ -158,11 +162,11 @@ impl Accounts {
 
     /// Makes the first account and its key. `given` is a key of the operator's choice. Returns a key that was made just now.
     pub async fn bootstrap(&self, account: &AccountName, given: Option<&str>) -> Result<Option<String>, AccountError> {
-        let made = self.insert_account(account, Credit::Unlimited).await?;
+        let made = self.insert_account(account, Credit::Unlimited, None).await?;
         if let Some(key) = given {
             check_form(key)?;
             if self.verify(key).is_err() {
-                self.insert(account, &NewKey::named("bootstrap"), key).await?;
+                self.insert(account, &NewKey::named("bootstrap"), key, None).await?;
             }
             return Ok(None);
         }
@@ -170,28 +174,58 @@ impl Accounts {
             return Ok(None);
         }
         let key = fresh_key();
-        self.insert(account, &NewKey::named("first"), &key).await?;
+        self.insert(account, &NewKey::named("first"), &key, None).await?;
         Ok(Some(key))
+    }
+
+    /// Makes a key that can do everything, for who has lost all others and has the database.
+    pub async fn recover(&self, account: &AccountName) -> Result<String, AccountError> {
+        if !self.exists(account).await? {
+            let known = self.names().await?.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(AccountError::NoAccount { name: account.to_string(), known });
+        }
+        let key = fresh_key();
+        self.insert(account, &NewKey::named("recovered"), &key, None).await?;
+        Ok(key)
     }
 
     /// Makes an account and its first key; nothing where the account is there already.
-    pub async fn create(&self, account: &AccountName, credit: Credit) -> Result<Option<String>, AccountError> {
-        if !self.insert_account(account, credit).await? {
+    pub async fn create(
+        &self,
+        account: &AccountName,
+        credit: Credit,
+        by: Option<&Caller>,
+    ) -> Result<Option<String>, AccountError> {
+        if !self.insert_account(account, credit, by).await? {
             return Ok(None);
         }
-        let (_, key) = self.create_key(account, &NewKey::named("first")).await?;
+        let (_, key) = self.create_key(account, &NewKey::named("first"), by).await?;
         Ok(Some(key))
     }
 
-    async fn insert_account(&self, account: &AccountName, credit: Credit) -> Result<bool, AccountError> {
+    async fn insert_account(
+        &self,
+        account: &AccountName,
+        credit: Credit,
+        by: Option<&Caller>,
+    ) -> Result<bool, AccountError> {
+        let mut transaction = self.db.begin().await?;
         let made =
             sqlx::query("INSERT INTO accounts (name, created_ms, credit) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
                 .bind(account.as_str())
                 .bind(now_ms())
                 .bind(credit.name())
-                .execute(self.db.pool())
-                .await?;
-        Ok(made.rows_affected() > 0)
+                .execute(&mut *transaction)
+                .await?
+                .rows_affected()
+                > 0;
+        if made {
+            let detail = json!({ "credit": credit.name() });
+            let change = Change { account, action: "account.created", subject: account.as_str(), detail };
+            audit::note(&mut transaction, by, &change).await?;
+        }
+        transaction.commit().await?;
+        Ok(made)
     }
 
     /// All accounts by name.
@@ -202,7 +236,12 @@ impl Accounts {
     }
 
     /// Makes a key; its text is not kept.
-    pub async fn create_key(&self, account: &AccountName, new: &NewKey) -> Result<(String, String), AccountError> {
+    pub async fn create_key(
+        &self,
+        account: &AccountName,
+        new: &NewKey,
+        by: Option<&Caller>,
+    ) -> Result<(String, String), AccountError> {
         if let Some(member) = &new.member {
             let role = self.role(account, member).await?.ok_or_else(|| AccountError::NoMember(member.clone()))?;
             if !new.scopes.within(role.scopes()) {
@@ -211,11 +250,17 @@ impl Accounts {
             }
         }
         let key = fresh_key();
-        let id = self.insert(account, new, &key).await?;
+        let id = self.insert(account, new, &key, by).await?;
         Ok((id, key))
     }
 
-    async fn insert(&self, account: &AccountName, new: &NewKey, key: &str) -> Result<String, AccountError> {
+    async fn insert(
+        &self,
+        account: &AccountName,
+        new: &NewKey,
+        key: &str,
+        by: Option<&Caller>,
+    ) -> Result<String, AccountError> {
         let id = platform::RequestId::fresh("key").to_string();
         let hint = &key[key.len() - 4..];
         let mut transaction = self.db.begin().await?;
@@ -234,6 +279,12 @@ impl Accounts {
         .bind(&new.member)
         .execute(&mut *transaction)
         .await?;
+        let expires_at = new.expires_ms.map(|ms| ms / 1000);
+        let detail = json!({
+            "name": new.name, "scopes": new.scopes.names(), "member": new.member, "expires_at": expires_at,
+        });
+        let change = Change { account, action: "key.created", subject: &id, detail };
+        audit::note(&mut transaction, by, &change).await?;
         changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
         self.reload().await?;
@@ -301,7 +352,7 @@ impl Accounts {
     }
 
     /// Ends a key at once. False where the account has no such key.
-    pub async fn revoke(&self, account: &AccountName, id: &str) -> Result<bool, AccountError> {
+    pub async fn revoke(&self, account: &AccountName, id: &str, by: Option<&Caller>) -> Result<bool, AccountError> {
         let mut transaction = self.db.begin().await?;
         let revoked =
             sqlx::query("UPDATE api_keys SET revoked_ms = COALESCE(revoked_ms, $3) WHERE account = $1 AND id = $2")
@@ -311,6 +362,10 @@ impl Accounts {
                 .execute(&mut *transaction)
                 .await?
                 .rows_affected();
+        if revoked > 0 {
+            let change = Change { account, action: "key.revoked", subject: id, detail: json!({}) };
+            audit::note(&mut transaction, by, &change).await?;
+        }
         changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
         self.reload().await?;
@@ -339,7 +394,13 @@ impl Accounts {
     }
 
     /// Adds a member or changes its role: its keys can do what its role can from then on.
-    pub async fn set_member(&self, account: &AccountName, name: &str, role: Role) -> Result<(), AccountError> {
+    pub async fn set_member(
+        &self,
+        account: &AccountName,
+        name: &str,
+        role: Role,
+        by: Option<&Caller>,
+    ) -> Result<(), AccountError> {
         let mut transaction = self.db.write(&format!("members {account}")).await?;
         sqlx::query(
             "INSERT INTO members (account, name, role, created_ms) VALUES ($1, $2, $3, $4) \
@@ -354,20 +415,24 @@ impl Accounts {
         if role != Role::Owner {
             keep_an_owner(&mut transaction, account, name).await?;
         }
+        let detail = json!({ "role": role.name() });
+        audit::note(&mut transaction, by, &Change { account, action: "member.set", subject: name, detail }).await?;
         changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
         self.reload().await
     }
 
     /// Removes a member and revokes its keys. False where there is none.
-    pub async fn remove_member(&self, account: &AccountName, name: &str) -> Result<bool, AccountError> {
+    pub async fn remove_member(
+        &self,
+        account: &AccountName,
+        name: &str,
+        by: Option<&Caller>,
+    ) -> Result<bool, AccountError> {
         let mut transaction = self.db.write(&format!("members {account}")).await?;
-        sqlx::query("UPDATE api_keys SET revoked_ms = $3 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL")
-            .bind(account.as_str())
-            .bind(name)
-            .bind(now_ms())
-            .execute(&mut *transaction)
-            .await?;
+        let keys = "UPDATE api_keys SET revoked_ms = $3 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL";
+        let keys = sqlx::query(keys).bind(account.as_str()).bind(name).bind(now_ms());
+        let keys = keys.execute(&mut *transaction).await?.rows_affected();
         let removed = sqlx::query("DELETE FROM members WHERE account = $1 AND name = $2")
             .bind(account.as_str())
             .bind(name)
@@ -376,6 +441,9 @@ impl Accounts {
             .rows_affected();
         if removed > 0 {
             keep_an_owner(&mut transaction, account, name).await?;
+            let detail = json!({ "keys_revoked": keys });
+            audit::note(&mut transaction, by, &Change { account, action: "member.removed", subject: name, detail })
+                .await?;
         }
         changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
@@ -413,6 +481,7 @@ impl From<AccountError> for ApiError {
     fn from(error: AccountError) -> Self {
         match error {
             AccountError::KeyForm => Self::param("key", error.to_string()),
+            AccountError::NoAccount { .. } => Self::not_found(error.to_string()),
             AccountError::NoMember(_) => Self::param("member", error.to_string()),
             AccountError::RoleExceeded { .. } => Self::param("scopes", error.to_string()),
             AccountError::LastOwner(_) => Self::new(actix_web::http::StatusCode::CONFLICT, error.to_string()),
@@ -468,7 +537,7 @@ mod tests {
             let again = Accounts::open(db.clone()).await.unwrap();
             assert_eq!(again.verify(&key), Ok(caller.clone()));
             assert!(accounts.keys(&account).await.unwrap()[0].last_used_ms.is_some());
-            assert!(accounts.revoke(&account, &caller.key_id).await.unwrap());
+            assert!(accounts.revoke(&account, &caller.key_id, None).await.unwrap());
             assert_eq!(accounts.verify(&key), Err(KeyRefusal::Unknown));
             let rows = sqlx::query("SELECT hash, hint FROM api_keys").fetch_all(db.pool()).await.unwrap();
             let stored: String =
@@ -482,32 +551,32 @@ mod tests {
         for db in platform::testing::databases().await {
             let account: AccountName = "acme".parse().unwrap();
             let accounts = Accounts::open(db).await.unwrap();
-            let first = accounts.create(&account, Credit::Prepaid).await.unwrap().unwrap();
-            assert_eq!(accounts.create(&account, Credit::Prepaid).await.unwrap(), None);
+            let first = accounts.create(&account, Credit::Prepaid, None).await.unwrap().unwrap();
+            assert_eq!(accounts.create(&account, Credit::Prepaid, None).await.unwrap(), None);
             assert_eq!(accounts.verify(&first).unwrap().scopes, Scopes::ALL);
             let late = NewKey { expires_ms: Some(now_ms() - 1), ..NewKey::named("late") };
-            let (_, late) = accounts.create_key(&account, &late).await.unwrap();
+            let (_, late) = accounts.create_key(&account, &late, None).await.unwrap();
             assert_eq!(accounts.verify(&late), Err(KeyRefusal::Expired));
 
             let developer = Role::Developer.scopes();
             let anns = NewKey { member: Some("ann".into()), scopes: developer, ..NewKey::named("ann's") };
-            assert!(matches!(accounts.create_key(&account, &anns).await, Err(AccountError::NoMember(_))));
+            assert!(matches!(accounts.create_key(&account, &anns, None).await, Err(AccountError::NoMember(_))));
             assert!(matches!(
-                accounts.set_member(&account, "ann", Role::Developer).await,
+                accounts.set_member(&account, "ann", Role::Developer, None).await,
                 Err(AccountError::LastOwner(_))
             ));
-            accounts.set_member(&account, "bob", Role::Owner).await.unwrap();
-            accounts.set_member(&account, "ann", Role::Developer).await.unwrap();
-            let (_, key) = accounts.create_key(&account, &anns).await.unwrap();
+            accounts.set_member(&account, "bob", Role::Owner, None).await.unwrap();
+            accounts.set_member(&account, "ann", Role::Developer, None).await.unwrap();
+            let (_, key) = accounts.create_key(&account, &anns, None).await.unwrap();
             assert_eq!(accounts.verify(&key).unwrap().scopes, developer);
             let all = NewKey { scopes: Scopes::ALL, ..anns };
-            assert!(matches!(accounts.create_key(&account, &all).await, Err(AccountError::RoleExceeded { .. })));
-            accounts.set_member(&account, "ann", Role::Billing).await.unwrap();
+            assert!(matches!(accounts.create_key(&account, &all, None).await, Err(AccountError::RoleExceeded { .. })));
+            accounts.set_member(&account, "ann", Role::Billing, None).await.unwrap();
             assert!(accounts.verify(&key).unwrap().scopes.names().is_empty(), "the role does not bound the key");
-            assert!(matches!(accounts.remove_member(&account, "bob").await, Err(AccountError::LastOwner(_))));
-            assert!(accounts.remove_member(&account, "ann").await.unwrap());
+            assert!(matches!(accounts.remove_member(&account, "bob", None).await, Err(AccountError::LastOwner(_))));
+            assert!(accounts.remove_member(&account, "ann", None).await.unwrap());
             assert_eq!(accounts.verify(&key), Err(KeyRefusal::Unknown));
-            assert!(!accounts.remove_member(&account, "ann").await.unwrap());
+            assert!(!accounts.remove_member(&account, "ann", None).await.unwrap());
         }
     }
 

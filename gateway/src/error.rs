@@ -131,6 +131,7 @@ impl From<BillingError> for ApiError {
             BillingError::PriceRange => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
             BillingError::LimitAmount => Self::param("amount", error.to_string()),
             BillingError::TooManyLimits => Self::new(StatusCode::CONFLICT, error.to_string()),
+            BillingError::StatementTooLong { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             BillingError::NoAccount(_) => Self::not_found(error.to_string()),
             BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             error if error.is_passing() => {

@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod audit;
 mod auth;
 mod changes;
 mod cors;
@@ -20,6 +21,7 @@ mod upload;
 mod wire;
 
 pub use accounts::{AccountError, Accounts};
+pub use audit::Audit;
 pub use changes::follow as follow_changes;
 pub use error::ApiError;
 pub use idempotency::Replies;

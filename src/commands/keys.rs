@@ -1,39 +1,81 @@
 //! `myriad keys`: list, make and revoke the account's API keys.
 
+use platform::units::{DAY_MS, day_of, now_ms};
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::table::Table;
-use crate::cli::{Keys, KeysAction};
-use crate::client::{Client, ClientError};
+use crate::cli::{Keys, KeysAction, NewKey};
+use crate::client::{Client, ClientError, segment};
 
 pub async fn run(keys: &Keys) -> Result<(), ClientError> {
     let client = Client::new(&keys.server)?;
     match &keys.action {
-        KeysAction::List => list(&client).await,
-        KeysAction::Create { name } => {
-            let made = client.post("/v1/account/keys", &json!({ "name": name })).await?;
-            let key = made["key"].as_str().ok_or_else(|| ClientError::Protocol("no key in the answer".into()))?;
-            println!("{key}\nIt is not shown again.");
+        KeysAction::List => {
+            let list = client.get("/v1/account/keys").await?;
+            print!("{}", table(rows(&list)?));
             Ok(())
         }
+        KeysAction::Create(new) => print_once(&client.post("/v1/account/keys", &body(new)).await?),
         KeysAction::Revoke { id } => {
-            client.send(client.request(Method::DELETE, &format!("/v1/account/keys/{id}"))).await?;
+            client.send(client.request(Method::DELETE, &format!("/v1/account/keys/{}", segment(id)))).await?;
             println!("{id} is revoked.");
             Ok(())
         }
     }
 }
 
-async fn list(client: &Client) -> Result<(), ClientError> {
-    let list = client.get("/v1/account/keys").await?;
-    let rows = list["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of keys".into()))?;
-    let mut table = Table::new(["id", "name", "key", "state"]);
-    for row in rows {
-        let text = |key: &str| row[key].as_str().unwrap_or("-").to_owned();
-        let state = if row["revoked_at"].is_null() { "active" } else { "revoked" };
-        table.push([text("id"), text("name"), format!("...{}", text("hint")), state.into()]);
+fn body(new: &NewKey) -> Value {
+    let expires = new.expires.map(|days| (now_ms() + i64::from(days) * DAY_MS) / 1000);
+    let mut body = json!({ "name": new.name, "expires_at": expires, "member": new.member });
+    if !new.scope.is_empty() {
+        body["scopes"] = json!(new.scope);
     }
-    print!("{}", table.text());
+    body
+}
+
+/// Shows a key that was made just now.
+pub fn print_once(made: &Value) -> Result<(), ClientError> {
+    let key = made["key"].as_str().ok_or_else(|| ClientError::Protocol("no key in the answer".into()))?;
+    println!("{key}\nIt is not shown again.");
     Ok(())
+}
+
+pub fn rows(list: &Value) -> Result<&Vec<Value>, ClientError> {
+    list["data"].as_array().ok_or_else(|| ClientError::Protocol("the answer holds no list".into()))
+}
+
+pub fn table(keys: &[Value]) -> String {
+    let mut table = Table::new(["id", "name", "key", "state", "scopes", "expires", "last used", "member"]);
+    for key in keys {
+        let text = |field: &str| key[field].as_str().unwrap_or("-").to_owned();
+        let day =
+            |field: &str| key[field].as_i64().map_or_else(|| "-".into(), |seconds| day_of(seconds * 1000 / DAY_MS));
+        table.push([
+            text("id"),
+            text("name"),
+            format!("...{}", text("hint")),
+            state(key).into(),
+            joined(&key["scopes"]),
+            day("expires_at"),
+            day("last_used_at"),
+            text("member"),
+        ]);
+    }
+    table.text()
+}
+
+fn state(key: &Value) -> &'static str {
+    let has_expired = key["expires_at"].as_i64().is_some_and(|seconds| seconds * 1000 <= now_ms());
+    match (key["revoked_at"].is_null(), has_expired) {
+        (false, _) => "revoked",
+        (true, true) => "expired",
+        (true, false) => "active",
+    }
+}
+
+/// Names in one cell.
+pub fn joined(names: &Value) -> String {
+    let names: Vec<&str> = names.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if names.is_empty() { "-".into() } else { names.join(",") }
 }

@@ -23,7 +23,7 @@ impl Table {
 
     fn cells(&self, row: &[String], widths: &[usize], separator: &str) -> String {
         let cells = row.iter().zip(widths).map(|(cell, &width)| {
-            let number = cell.trim_start_matches('$').starts_with(|c: char| c.is_ascii_digit());
+            let number = cell.trim_start_matches(['-', '$']).starts_with(|c: char| c.is_ascii_digit());
             if number { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
         });
         cells.collect::<Vec<_>>().join(separator).trim_end().to_owned()

@@ -11,7 +11,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, Executor};
+use sqlx::{AnyConnection, Executor, Row};
 
 /// A row of a result, from whichever database.
 pub type DbRow = sqlx::any::AnyRow;
@@ -32,6 +32,7 @@ const POSTGRES_SETTINGS: &str = "SET statement_timeout = '60s'; SET idle_in_tran
      SET synchronous_commit = on; SET application_name = 'myriad'";
 
 static DRIVERS: Once = Once::new();
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -74,7 +75,14 @@ pub enum DbKind {
     Postgres,
 }
 
-/// An open, migrated database.
+/// What becomes of an SQLite file that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Create,
+    Refuse,
+}
+
+/// An open database.
 #[derive(Debug, Clone)]
 pub struct Db {
     pool: sqlx::AnyPool,
@@ -84,6 +92,42 @@ pub struct Db {
 impl Db {
     /// Opens the database that `url` names, creates it where it may, and brings its tables up to date.
     pub async fn open(url: &str) -> Result<Self, DbError> {
+        let db = Self::connect(url, Missing::Create).await?;
+        db.migrate().await?;
+        Ok(db)
+    }
+
+    /// Opens the database that `url` names, where there is one, and leaves its tables as they are.
+    pub async fn open_existing(url: &str) -> Result<Self, DbError> {
+        Self::connect(url, Missing::Refuse).await
+    }
+
+    /// Brings the tables up to date. Returns the names of the migrations that ran.
+    pub async fn migrate(&self) -> Result<Vec<String>, DbError> {
+        let pending = self.pending().await?;
+        MIGRATIONS.run(&self.pool).await?;
+        Ok(pending)
+    }
+
+    /// Names of the migrations that have not run yet.
+    pub async fn pending(&self) -> Result<Vec<String>, DbError> {
+        let table = match self.kind {
+            DbKind::Sqlite => "SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations'",
+            DbKind::Postgres => {
+                "SELECT 1 FROM information_schema.tables \
+                 WHERE table_name = '_sqlx_migrations' AND table_schema = current_schema()"
+            }
+        };
+        let mut done = Vec::new();
+        if sqlx::query(table).fetch_optional(&self.pool).await?.is_some() {
+            let rows = sqlx::query("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(&self.pool).await?;
+            done = rows.iter().map(|row| row.try_get("version")).collect::<Result<Vec<i64>, _>>()?;
+        }
+        let pending = MIGRATIONS.iter().filter(|migration| !done.contains(&migration.version));
+        Ok(pending.map(|migration| format!("{:04} {}", migration.version, migration.description)).collect())
+    }
+
+    async fn connect(url: &str, missing: Missing) -> Result<Self, DbError> {
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let failed = |reason: String| DbError::Open { url: without_password(url), reason };
         let kind = kind_of(url).ok_or_else(|| {
@@ -92,7 +136,10 @@ impl Db {
         let memory = url.contains(":memory:");
         let (address, settings) = match kind {
             DbKind::Sqlite if memory || url.contains("mode=") => (url.to_owned(), SQLITE_SETTINGS),
-            DbKind::Sqlite => (format!("{url}{}mode=rwc", if url.contains('?') { '&' } else { '?' }), SQLITE_SETTINGS),
+            DbKind::Sqlite => {
+                let mode = if missing == Missing::Create { "rwc" } else { "rw" };
+                (format!("{url}{}mode={mode}", if url.contains('?') { '&' } else { '?' }), SQLITE_SETTINGS)
+            }
             DbKind::Postgres => (url.to_owned(), POSTGRES_SETTINGS),
         };
         let options = AnyConnectOptions::from_str(&address).map_err(|e| failed(e.to_string()))?;
@@ -114,7 +161,6 @@ impl Db {
             .connect_with(options)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        sqlx::migrate!("../../migrations").run(&pool).await?;
         Ok(Self { pool, kind })
     }
 
@@ -150,6 +196,14 @@ impl Db {
             lock.execute(&mut *transaction).await?;
         }
         Ok(transaction)
+    }
+
+    /// Begins a transaction that only reads: all its statements see what was committed before its first one.
+    pub async fn snapshot(&self) -> Result<DbTransaction, sqlx::Error> {
+        match self.kind {
+            DbKind::Sqlite => self.pool.begin_with("BEGIN").await,
+            DbKind::Postgres => self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await,
+        }
     }
 
     /// The database's own clock in milliseconds since the Unix epoch, as an expression: what several servers compare must not

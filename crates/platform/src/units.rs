@@ -20,12 +20,10 @@ pub fn day_of(days: i64) -> String {
     )
 }
 
-/// When the UTC month began that a time is in, in milliseconds since the Unix epoch.
-pub fn month_start_ms(ms: i64) -> i64 {
-    let date = time::OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000))
-        .unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
-        .date();
-    ms.div_euclid(DAY_MS) * DAY_MS - i64::from(date.day() - 1) * DAY_MS
+/// `YYYY-MM-DD HH:MM:SS` of a time, UTC.
+pub fn time_of(ms: i64) -> String {
+    let seconds = ms.rem_euclid(DAY_MS) / 1000;
+    format!("{} {:02}:{:02}:{:02}", day_of(ms.div_euclid(DAY_MS)), seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// The day that `YYYY-MM-DD` names, counted from the Unix epoch. None: it is no day of the years 1970 to 9999.
@@ -42,20 +40,66 @@ pub fn days_since_epoch(text: &str) -> Option<i64> {
     (days >= 0).then_some(days)
 }
 
+/// A month of the UTC calendar, from 1970 on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Month {
+    year: i32,
+    month: u8,
+}
+
+impl Month {
+    /// The month that holds a time.
+    pub fn of_ms(ms: i64) -> Self {
+        let date = time::OffsetDateTime::from_unix_timestamp(ms.max(0).div_euclid(1000));
+        let date = date.unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+        Self { year: date.year(), month: date.month().into() }
+    }
+
+    /// What `YYYY-MM` names.
+    pub fn parse(text: &str) -> Option<Self> {
+        days_since_epoch(&format!("{text}-01")).map(|days| Self::of_ms(days * DAY_MS))
+    }
+
+    pub const fn next(self) -> Self {
+        match self.month {
+            12 => Self { year: self.year + 1, month: 1 },
+            month => Self { year: self.year, month: month + 1 },
+        }
+    }
+
+    /// Its first millisecond since the Unix epoch.
+    pub fn start_ms(self) -> i64 {
+        days_since_epoch(&format!("{self}-01")).map_or(i64::MAX, |days| days * DAY_MS)
+    }
+
+    /// The first millisecond that it does not hold.
+    pub fn end_ms(self) -> i64 {
+        self.next().start_ms()
+    }
+}
+
+impl std::fmt::Display for Month {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:04}-{:02}", self.year, self.month)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_month_begins_on_its_first() {
-        let at = |day: &str| days_since_epoch(day).unwrap() * DAY_MS;
-        for (time, start) in [
-            (at("2026-11-26") + 5, at("2026-11-01")),
-            (at("2026-11-01"), at("2026-11-01")),
-            (at("2024-03-01") - 1, at("2024-02-01")),
-            (0, 0),
-        ] {
-            assert_eq!(month_start_ms(time), start);
+    fn a_month_ends_where_the_next_one_starts() {
+        for (text, next) in
+            [("1970-01", "1970-02"), ("2026-11", "2026-12"), ("2026-12", "2027-01"), ("2028-02", "2028-03")]
+        {
+            let month = Month::parse(text).unwrap();
+            assert_eq!((month.to_string().as_str(), month.next().to_string().as_str()), (text, next));
+            assert_eq!(month.end_ms(), Month::parse(next).unwrap().start_ms());
+            assert_eq!((Month::of_ms(month.start_ms()), Month::of_ms(month.end_ms() - 1)), (month, month));
+        }
+        for wrong in ["", "2026", "2026-13", "2026-1", "2026-11-01", "1969-12", "2026-11-"] {
+            assert_eq!(Month::parse(wrong), None, "{wrong:?}");
         }
     }
 
@@ -64,6 +108,7 @@ mod tests {
         for (days, text) in [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_780, "2026-11-23")] {
             assert_eq!((day_of(days).as_str(), days_since_epoch(text)), (text, Some(days)));
         }
+        assert_eq!(time_of(20_780 * DAY_MS + 3_723_999), "2026-11-23 01:02:03");
         for wrong in ["", "2026", "2026-13-01", "2026-02-30", "26-01-01", "2026-1-01", "1969-12-31", "2026-01-01T"] {
             assert_eq!(days_since_epoch(wrong), None, "{wrong:?}");
         }

@@ -251,7 +251,7 @@ pub async fn create_key(
         let have = caller.scopes.names().join(", ");
         return Err(ApiError::param("scopes", format!("a key can only pass on scopes that it has itself: {have}")));
     }
-    let (id, secret) = platform.accounts.create_key(&caller.account, &new).await?;
+    let (id, secret) = platform.accounts.create_key(&caller.account, &new, Some(&caller)).await?;
     Ok(created_key(&id, &secret, &new))
 }
 
@@ -310,7 +310,7 @@ pub async fn revoke_key(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    if platform.accounts.revoke(&caller.account, &id).await? {
+    if platform.accounts.revoke(&caller.account, &id, Some(&caller)).await? {
         Ok(HttpResponse::Ok().json(json!({ "id": *id, "object": "account.key", "revoked": true })))
     } else {
         Err(ApiError::not_found("this account has no such key"))
@@ -338,7 +338,7 @@ pub async fn set_member(
         let all = Role::ALL.map(Role::name).join(", ");
         ApiError::param("role", format!("role must be one of {all}"))
     })?;
-    platform.accounts.set_member(&caller.account, name, role).await?;
+    platform.accounts.set_member(&caller.account, name, role, Some(&caller)).await?;
     Ok(HttpResponse::Ok().json(member(name, role)))
 }
 
@@ -348,7 +348,7 @@ pub async fn remove_member(
     caller: Caller,
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    match platform.accounts.remove_member(&caller.account, &name).await? {
+    match platform.accounts.remove_member(&caller.account, &name, Some(&caller)).await? {
         true => Ok(HttpResponse::Ok().json(json!({ "name": *name, "object": "account.member", "removed": true }))),
         false => Err(ApiError::not_found("this account has no such member")),
     }

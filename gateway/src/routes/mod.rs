@@ -10,6 +10,7 @@ mod lora;
 mod models;
 mod ops;
 mod reply;
+mod statements;
 
 pub use reply::unread;
 
@@ -53,6 +54,8 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/usage", web::get().to(account::usage))
         .route("/v1/account/prices", web::get().to(account::prices))
         .route("/v1/account/ledger", web::get().to(account::ledger))
+        .route("/v1/account/statements", web::get().to(statements::list))
+        .route("/v1/account/statements/{month}", web::get().to(statements::show))
         .route("/v1/account/keys", web::get().to(account::keys))
         .route("/v1/account/keys", web::post().to(account::create_key))
         .route("/v1/account/keys/{id}", web::delete().to(account::revoke_key))

@@ -65,7 +65,7 @@ pub async fn create(
         return Err(ApiError::param("id", message));
     }
     let credit = credit_kind(&fields)?.unwrap_or(Credit::Unlimited);
-    let Some(secret) = platform.accounts.create(&name, credit).await? else {
+    let Some(secret) = platform.accounts.create(&name, credit, Some(&caller)).await? else {
         return Err(ApiError::new(StatusCode::CONFLICT, format!("there is an account {name} already")));
     };
     tracing::info!(account = %name, credit = credit.name(), "an account was made");
@@ -170,7 +170,7 @@ pub async fn create_key(
     operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     let new = key_fields(&json)?;
-    let (id, secret) = platform.accounts.create_key(&name, &new).await?;
+    let (id, secret) = platform.accounts.create_key(&name, &new, Some(&caller)).await?;
     tracing::info!(account = %name, key = id, "the operator has made a key");
     Ok(created_key(&id, &secret, &new))
 }
@@ -183,7 +183,7 @@ pub async fn revoke_key(
     operator(&platform, &caller)?;
     let (name, id) = path.into_inner();
     let name = account_at(&platform, &name).await?;
-    match platform.accounts.revoke(&name, &id).await? {
+    match platform.accounts.revoke(&name, &id, Some(&caller)).await? {
         true => Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.key", "revoked": true }))),
         false => Err(ApiError::not_found("this account has no such key")),
     }

@@ -1,0 +1,206 @@
+//! The account's statements, month by month, as JSON and as a spreadsheet.
+
+use actix_web::http::header::{CONTENT_DISPOSITION, ContentDisposition, DispositionParam, DispositionType};
+use actix_web::{HttpResponse, web};
+use billing::{ChargeLine, CreditLine, Nano, Statement};
+use platform::AccountName;
+use platform::units::{DAY_MS, Month, day_of, now_ms};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::reply::dollars;
+use crate::accounts::Caller;
+use crate::error::ApiError;
+use crate::state::Platform;
+
+const CSV_HEADING: [&str; 11] = [
+    "date",
+    "line",
+    "id_or_model",
+    "memo_or_adapter",
+    "price_version",
+    "requests",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "amount_usd",
+    "amount_nano_usd",
+];
+
+/// Months in which something happened, oldest first.
+pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
+    let months = platform.ledger.statement_months(&caller.account).await?;
+    let data: Vec<Value> = months
+        .iter()
+        .map(|month| {
+            let path = format!("/v1/account/statements/{month}");
+            json!({ "object": "account.statement", "month": month.to_string(), "path": path })
+        })
+        .collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+}
+
+#[derive(Deserialize)]
+pub struct Form {
+    format: Option<String>,
+}
+
+pub async fn show(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    month: web::Path<String>,
+    form: web::Query<Form>,
+) -> Result<HttpResponse, ApiError> {
+    let month = Month::parse(&month).filter(|month| *month <= Month::of_ms(now_ms()));
+    let month =
+        month.ok_or_else(|| ApiError::param("month", "month must be this month or an earlier one, such as 2026-11"))?;
+    let as_csv = match form.format.as_deref() {
+        None | Some("json") => false,
+        Some("csv") => true,
+        Some(_) => return Err(ApiError::param("format", "format must be json or csv")),
+    };
+    let statement = platform.ledger.statement(&caller.account, month).await?;
+    if !as_csv {
+        return Ok(HttpResponse::Ok().json(shown(&caller.account, &statement)));
+    }
+    let name = format!("statement-{}-{month}.csv", caller.account);
+    let attachment = ContentDisposition {
+        disposition: DispositionType::Attachment,
+        parameters: vec![DispositionParam::Filename(name)],
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/csv; charset=utf-8")
+        .insert_header((CONTENT_DISPOSITION, attachment))
+        .body(csv(&statement)))
+}
+
+fn shown(account: &AccountName, statement: &Statement) -> Value {
+    let (first, last) = days(statement.month);
+    json!({
+        "object": "account.statement",
+        "account": account,
+        "month": statement.month.to_string(),
+        "from": first,
+        "to": last,
+        "final": statement.is_final,
+        "currency": "usd",
+        "opening_balance": dollars(statement.opening),
+        "opening_balance_nano_usd": statement.opening,
+        "credits": statement.credits.iter().map(credit).collect::<Vec<_>>(),
+        "charges": statement.charges.iter().map(charge).collect::<Vec<_>>(),
+        "closing_balance": dollars(statement.closing),
+        "closing_balance_nano_usd": statement.closing,
+    })
+}
+
+fn credit(line: &CreditLine) -> Value {
+    json!({
+        "id": line.id,
+        "kind": line.kind,
+        "memo": line.memo,
+        "created_ms": line.created_ms,
+        "amount": dollars(line.amount),
+        "amount_nano_usd": line.amount,
+    })
+}
+
+fn charge(line: &ChargeLine) -> Value {
+    json!({
+        "model": line.model,
+        "adapter": line.adapter,
+        "price_version": line.price_version,
+        "requests": line.requests,
+        "prompt_tokens": line.quantities.prompt_tokens,
+        "cached_tokens": line.quantities.cached_tokens,
+        "completion_tokens": line.quantities.completion_tokens,
+        "amount": dollars(line.amount),
+        "amount_nano_usd": line.amount,
+    })
+}
+
+/// The first and the last day of a month.
+fn days(month: Month) -> (String, String) {
+    (day_of(month.start_ms() / DAY_MS), day_of(month.end_ms() / DAY_MS - 1))
+}
+
+/// RFC 4180. The column of amounts adds up: the last row is the sum of the others.
+fn csv(statement: &Statement) -> String {
+    let (first, last) = days(statement.month);
+    let mut text = record(CSV_HEADING.map(str::to_owned));
+    text += &row([&first, "opening balance", "", ""], None, statement.opening);
+    for line in &statement.credits {
+        let memo = line.memo.as_deref().unwrap_or_default();
+        text += &row([&day_of(line.created_ms / DAY_MS), &line.kind, &line.id, memo], None, line.amount);
+    }
+    for line in &statement.charges {
+        let (model, adapter) = (line.model.as_deref().unwrap_or_default(), line.adapter.as_deref().unwrap_or_default());
+        text += &row([&last, "charge", model, adapter], Some(line), line.amount);
+    }
+    text += &row([&last, "closing balance", "", ""], None, statement.closing);
+    text
+}
+
+fn row(texts: [&str; 4], charge: Option<&ChargeLine>, amount: Nano) -> String {
+    let [date, line, id, memo] = texts;
+    let number = |of: fn(&ChargeLine) -> u64| charge.map(|charge| of(charge).to_string()).unwrap_or_default();
+    let version = charge.and_then(|charge| charge.price_version).map(|version| version.to_string()).unwrap_or_default();
+    record([
+        date.to_owned(),
+        line.to_owned(),
+        cell(id),
+        cell(memo),
+        version,
+        charge.map(|charge| charge.requests.to_string()).unwrap_or_default(),
+        number(|charge| charge.quantities.prompt_tokens),
+        number(|charge| charge.quantities.cached_tokens),
+        number(|charge| charge.quantities.completion_tokens),
+        exact_dollars(amount),
+        amount.to_string(),
+    ])
+}
+
+fn record(cells: [String; 11]) -> String {
+    cells.join(",") + "\r\n"
+}
+
+/// A text that others have chosen, as a cell.
+fn cell(text: &str) -> String {
+    // Spreadsheets run what begins like this as a formula.
+    let risky = text.starts_with(['=', '+', '-', '@', '\t', '\r']);
+    let text = if risky { format!("'{text}") } else { text.to_owned() };
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+/// All nine decimals: a spreadsheet must not lose what the ledger has.
+fn exact_dollars(nano: Nano) -> String {
+    let sign = if nano < 0 { "-" } else { "" };
+    let nano = nano.unsigned_abs();
+    format!("{sign}{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_cannot_break_out_of_its_column_or_become_a_formula() {
+        for (text, written) in [
+            ("plain text", "plain text"),
+            ("a, b", "\"a, b\""),
+            ("say \"hi\"", "\"say \"\"hi\"\"\""),
+            ("=SUM(A1:A9)", "'=SUM(A1:A9)"),
+            ("@x,y", "\"'@x,y\""),
+        ] {
+            assert_eq!(cell(text), written);
+        }
+    }
+
+    #[test]
+    fn dollars_keep_their_sign_and_all_decimals() {
+        for (nano, text) in
+            [(0, "0.000000000"), (-1, "-0.000000001"), (1_500_000_000, "1.500000000"), (-2_000_000_007, "-2.000000007")]
+        {
+            assert_eq!(exact_dollars(nano), text);
+        }
+    }
+}

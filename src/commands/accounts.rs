@@ -1,0 +1,98 @@
+//! `myriad accounts`: what the operator does with accounts, on the operators' listener; and the way back in without a key.
+
+use platform::AccountName;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::table::Table;
+use super::{amount, keys};
+use crate::cli::{Accounts, AccountsAction, ChangeCredit, Database};
+use crate::client::{Client, ClientError, segment};
+use crate::database::{self, DatabaseError};
+
+pub async fn run(accounts: &Accounts) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(AccountsAction::Recover { account, database }) = &accounts.action {
+        return Ok(recover(account, database).await?);
+    }
+    let client = Client::new(&accounts.server)?.at(&accounts.ops_url);
+    Ok(online(&client, accounts.action.as_ref().unwrap_or(&AccountsAction::List)).await?)
+}
+
+async fn online(client: &Client, action: &AccountsAction) -> Result<(), ClientError> {
+    match action {
+        AccountsAction::List => {
+            let list = client.get("/admin/v1/accounts").await?;
+            print!("{}", table(keys::rows(&list)?));
+        }
+        AccountsAction::Create { name, prepaid, grant } => create(client, name, *prepaid, *grant).await?,
+        AccountsAction::Credit(change) => credit(client, change).await?,
+        AccountsAction::Set { name, credit } => {
+            let path = format!("/admin/v1/accounts/{}", segment(name));
+            let request = client.request(Method::PATCH, &path).json(&json!({ "credit": credit }));
+            let account = client.send(request).await?.json().await?;
+            print!("{}", table(&[account]));
+        }
+        AccountsAction::Key { name } => {
+            let path = format!("/admin/v1/accounts/{}/keys", segment(name));
+            keys::print_once(&client.post(&path, &json!({ "name": "by the operator" })).await?)?;
+        }
+        AccountsAction::Keys { name } => {
+            let list = client.get(&format!("/admin/v1/accounts/{}/keys", segment(name))).await?;
+            print!("{}", keys::table(keys::rows(&list)?));
+        }
+        AccountsAction::Revoke { name, key } => {
+            let path = format!("/admin/v1/accounts/{}/keys/{}", segment(name), segment(key));
+            client.send(client.request(Method::DELETE, &path)).await?;
+            println!("{key} is revoked.");
+        }
+        // Needs no server, so it never comes here.
+        AccountsAction::Recover { .. } => {}
+    }
+    Ok(())
+}
+
+async fn create(client: &Client, name: &str, prepaid: bool, grant: Option<i64>) -> Result<(), ClientError> {
+    let credit = if prepaid { "prepaid" } else { "unlimited" };
+    let made = client.post("/admin/v1/accounts", &json!({ "id": name, "credit": credit })).await?;
+    // Before anything else can fail: the key is not shown again.
+    keys::print_once(&made)?;
+    if let Some(nano) = grant {
+        let body = json!({ "account": name, "amount_nano_usd": nano, "kind": "grant", "memo": "to begin with" });
+        client.post("/admin/v1/credits", &body).await?;
+        println!("{name} begins with {}.", amount::shown(nano));
+    }
+    Ok(())
+}
+
+async fn credit(client: &Client, change: &ChangeCredit) -> Result<(), ClientError> {
+    let body = json!({
+        "account": change.name,
+        "amount_nano_usd": change.amount,
+        "kind": change.kind,
+        "id": change.id,
+        "memo": change.memo,
+    });
+    let account = client.post("/admin/v1/credits", &body).await?;
+    print!("{}", table(&[account]));
+    Ok(())
+}
+
+fn table(accounts: &[Value]) -> String {
+    let mut table = Table::new(["account", "credit", "balance", "reserved"]);
+    for account in accounts {
+        let text = |field: &str| account[field].as_str().unwrap_or("-").to_owned();
+        let [balance, reserved] = ["balance_nano_usd", "reserved_nano_usd"].map(|field| amount::of(account, field));
+        table.push([text("id"), text("credit"), balance, reserved]);
+    }
+    table.text()
+}
+
+/// Makes a key in the database itself. A running server sees it within a second.
+async fn recover(account: &str, which: &Database) -> Result<(), DatabaseError> {
+    let name: AccountName = account.parse()?;
+    let db = database::open_as_is(which).await?;
+    let key = gateway::Accounts::open(db.clone()).await?.recover(&name).await?;
+    db.close().await;
+    println!("{key}\nIt is a key of {name} and is not shown again; set MYRIAD_API_KEY to it.");
+    Ok(())
+}

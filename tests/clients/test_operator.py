@@ -1,0 +1,125 @@
+"""The operator's command line: accounts, credit, keys and members, and the way back in without a key."""
+
+import re
+import time
+
+import httpx
+import pytest
+
+from server import PATIENCE_S
+from talk import ask, connect
+
+KEY = re.compile(r"sk-myriad-[0-9A-Za-z]+")
+
+
+@pytest.fixture
+def shop(own_server, database):
+    """A server as a person starts it, with its key in that person's credentials file."""
+    server = own_server(*database, key=None).start()
+
+    def run(*arguments, **options):
+        done = server.cli(*arguments, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def accounts(*arguments):
+        return run("accounts", *arguments, "--ops-url", server.ops_url)
+
+    yield server, run, accounts, database
+
+
+def cells(table: str) -> list[list[str]]:
+    """A printed table without its heading."""
+    return [re.split(r" {2,}", line.strip()) for line in table.splitlines()[1:]]
+
+
+def test_an_account_is_made_credited_changed_and_given_keys(shop):
+    server, run, accounts, _ = shop
+    assert cells(accounts()) == [["local", "unlimited", "$0.000000000", "$0.000000000"]]
+    made = accounts("create", "acme", "--prepaid", "--grant", "0.000000001")
+    (key,) = KEY.findall(made)
+    assert "not shown again" in made and "$0.000000001" in made
+    assert cells(accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7", "--memo", "paid")) == [
+        ["acme", "prepaid", "$5.000000001", "$0.000000000"]]
+    assert "$5.000000001" in accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7"), "a repeat counted twice"
+    assert "$4.500000001" in accounts("credit", "acme", "-0.5", "--kind", "adjust")
+    assert "unlimited" in accounts("set", "acme", "--credit", "unlimited")
+    with connect(server, api_key=key) as client:
+        ask(client)
+    assert [row[:2] for row in cells(accounts("list"))] == [["acme", "unlimited"], ["local", "unlimited"]]
+
+    (second,) = KEY.findall(accounts("key", "acme"))
+    first_id, second_id = [row[0] for row in cells(accounts("keys", "acme"))]
+    assert f"{first_id} is revoked" in accounts("revoke", "acme", first_id)
+    states = {row[0]: row[3] for row in cells(accounts("keys", "acme"))}
+    assert states == {first_id: "revoked", second_id: "active"}
+    for opens, status in ((key, 401), (second, 200)):
+        answer = httpx.get(f"{server.url}/v1/account", headers={"authorization": f"Bearer {opens}"})
+        assert answer.status_code == status
+    ledger = cells(run("ledger", "--api-key", second, "--base-url", server.url))
+    assert sorted(row[1:4] for row in ledger) == [
+        ["adjust", "-$0.500000000", "done"], ["grant", "$0.000000001", "done"], ["top_up", "$5.000000000", "done"]]
+
+    for arguments, said in (
+        (("create", "acme"), "there is an account acme already"),
+        (("create", "No Name"), "is not an account name"),
+        (("credit", "acme", "five"), "must be dollars"),
+        (("credit", "acme", "1", "--kind", "refund"), "more than was charged"),
+        (("credit", "nobody", "1"), "no account nobody"),
+        (("key", "nobody"), "no account nobody"),
+        (("revoke", "acme", "a/../b"), "no such key"),
+    ):
+        refused = server.cli("accounts", *arguments, "--ops-url", server.ops_url)
+        assert refused.returncode != 0 and said in refused.stderr, (arguments, refused.stderr)
+    refused = server.cli("accounts", "--ops-url", server.ops_url, "--api-key", second, "--base-url", server.url)
+    assert "the account that runs the server" in refused.stderr
+
+
+def test_keys_have_scopes_an_end_and_an_owner(shop):
+    server, run, accounts, _ = shop
+    assert cells(run("members", "set", "bob b", "owner"))[0][:2] == ["bob b", "owner"]
+    assert cells(run("members", "set", "ann", "developer")) == [["ann", "developer", "inference,adapters,fine-tuning"]]
+    assert [row[0] for row in cells(run("members"))] == ["ann", "bob b"]
+    (key,) = KEY.findall(run("keys", "create", "laptop", "--scope", "inference", "--scope", "adapters", "--expires", "30", "--member", "ann"))
+    with connect(server, api_key=key) as client:
+        ask(client)
+    row = next(row for row in cells(run("keys", "list")) if row[1] == "laptop")
+    assert row[3:5] == ["active", "inference,adapters"] and row[7] == "ann" and key.endswith(row[2].removeprefix("..."))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", row[5]) and re.fullmatch(r"\d{4}-\d\d-\d\d", row[6])
+    assert "may" in server.cli("usage", "--api-key", key, "--base-url", server.url).stderr
+    assert "only owner" in server.cli("members", "remove", "bob b").stderr
+    assert "ann is no member any more" in run("members", "remove", "ann")
+    assert next(row for row in cells(run("keys", "list")) if row[1] == "laptop")[3] == "revoked"
+    assert "scopes must be" in server.cli("keys", "create", "x", "--scope", "everything").stderr
+    assert "no member" in server.cli("keys", "create", "x", "--member", "carol").stderr
+    assert "owner, admin, developer, billing" in server.cli("members", "set", "x", "king").stderr
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_who_has_lost_the_last_key_gets_a_new_one_from_the_database(shop, running):
+    server, run, accounts, database = shop
+    where = database or ("--data", str(server.data))
+    if not running:
+        assert server.stop() == 0
+    recovered = run("accounts", "recover", *where)
+    (key,) = KEY.findall(recovered)
+    if not running:
+        server.start()
+    with server.http() as http:
+        http.headers["authorization"] = f"Bearer {key}"
+        # A running server looks for changes twice a second.
+        deadline = time.monotonic() + PATIENCE_S
+        while (answer := http.get("/v1/account/keys")).status_code == 401 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert answer.status_code == 200 and answer.json()["data"][-1]["name"] == "recovered"
+    refused = server.cli("accounts", "recover", *where, "--account", "acme")
+    assert refused.returncode == 1 and "no account acme; there are local" in refused.stderr
+
+
+def test_a_database_that_is_not_there_is_not_made(own_server, tmp_path):
+    server = own_server()
+    said = server.cli("accounts", "recover", "--data", str(tmp_path / "nowhere")).stderr
+    assert "no database at" in said and "--data" in said
+    said = server.cli("accounts", "recover", "--database", f"sqlite:{tmp_path / 'none.sqlite'}").stderr
+    assert "none.sqlite" in said
+    assert not (tmp_path / "nowhere").exists() and not (tmp_path / "none.sqlite").exists()
