@@ -57,25 +57,31 @@ async fn import_folder(platform: &Platform, account: &AccountName, folder: &Path
     let paths = folder::sub_folders(folder).map_err(|error| ServeError::Adapters(error.to_string()))?;
     // Drawn on a terminal only.
     let bar = ProgressBar::new(paths.len() as u64).with_style(bar_style());
-    let (mut names, mut left_out) = (HashMap::new(), Vec::new());
+    let (mut names, mut refused) = (HashMap::new(), Vec::new());
     for path in &paths {
         bar.set_message(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default());
-        if let Err(LeftOut(reason)) = import_one(platform, account, path, &mut names).await? {
-            left_out.push(format!("{}: {reason}", path.display()));
+        let left_out = import_one(platform, account, path, &mut names).await?;
+        if let Some(LeftOut::Refused(reason) | LeftOut::Deleted(reason)) = &left_out {
+            bar.suspend(|| eprintln!("left out {}: {reason}", path.display()));
+        }
+        if let Some(LeftOut::Refused(reason)) = left_out {
+            refused.push(format!("{}: {reason}", path.display()));
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    left_out.iter().for_each(|line| eprintln!("left out {line}"));
-    if !paths.is_empty() && left_out.len() == paths.len() {
-        let message = format!("{}: no folder in it could be used: {}", folder.display(), left_out.join("; "));
-        return Err(ServeError::Adapters(message));
+    if !paths.is_empty() && refused.len() == paths.len() {
+        return Err(ServeError::Adapters(format!("{}: no folder in it could be used", folder.display())));
     }
     Ok(())
 }
 
 /// Why a folder is not offered.
-struct LeftOut(String);
+enum LeftOut {
+    Refused(String),
+    /// Nothing is wrong with it: its owner took the name away.
+    Deleted(String),
+}
 
 /// `names` are those that were taken, with their folders. An error is one of the server's own, whatever the folder.
 async fn import_one(
@@ -83,28 +89,28 @@ async fn import_one(
     account: &AccountName,
     path: &Path,
     names: &mut HashMap<AdapterName, PathBuf>,
-) -> Result<Result<(), LeftOut>, ServeError> {
-    let left_out = |reason: String| Ok(Err(LeftOut(reason)));
+) -> Result<Option<LeftOut>, ServeError> {
+    let refused = |reason: String| Ok(Some(LeftOut::Refused(reason)));
     let name = match folder::name(path) {
         Ok(name) => name,
-        Err(error) => return left_out(error.reason),
+        Err(error) => return refused(error.reason),
     };
     if let Some(other) = names.get(&name) {
-        return left_out(format!("{name} is already {}; rename one of the folders", other.display()));
+        return refused(format!("{name} is already {}; rename one of the folders", other.display()));
     }
     if is_deleted(platform, account, &name).await? {
-        return left_out(format!("{name} was deleted; push it to have it again"));
+        return Ok(Some(LeftOut::Deleted(format!("{name} was deleted; push it to have it again"))));
     }
     let files = match folder::files(path) {
         Ok(files) => files,
-        Err(error) => return left_out(error.reason),
+        Err(error) => return refused(error.reason),
     };
     match push(platform, account, name.clone(), None, files).await {
         Ok(_) => {
             names.insert(name, path.to_owned());
-            Ok(Ok(()))
+            Ok(None)
         }
-        Err(error) if error.status.is_client_error() => left_out(error.message),
+        Err(error) if error.status.is_client_error() => refused(error.message),
         Err(error) => Err(ServeError::Adapters(format!("{}: {}", path.display(), error.message))),
     }
 }

@@ -93,6 +93,7 @@ impl Server {
         let mut said = String::new();
         let stderr = self.child.stderr.as_mut().expect("its standard error is ours");
         stderr.read_to_string(&mut said).expect("its standard error is text");
+        self.child.wait().expect("the server ends");
         said
     }
 
