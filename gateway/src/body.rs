@@ -93,13 +93,13 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::routes::JsonObject;
+    use crate::routes::unread;
 
     const SHORT: Duration = Duration::from_millis(50);
     const LONG: Duration = Duration::from_secs(600);
 
-    async fn echo(JsonObject(body): JsonObject) -> HttpResponse {
-        HttpResponse::Ok().json(body)
+    async fn echo(body: Result<Bytes, Error>) -> Result<HttpResponse, ApiError> {
+        Ok(HttpResponse::Ok().body(body.map_err(|error| unread(&error))?))
     }
 
     /// A server with these bounds; sends it a head and pieces of a body, and reads until it hangs up.

@@ -10,7 +10,7 @@ mod models;
 mod ops;
 mod reply;
 
-pub use reply::{JsonObject, unread};
+pub use reply::unread;
 
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
