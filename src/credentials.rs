@@ -9,6 +9,8 @@ use crate::config::config_home;
 
 /// Largest credentials file, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
+/// Most servers that are remembered; with the longest paths they still fit the file.
+const SERVERS: usize = 200;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
@@ -55,17 +57,22 @@ impl Credentials {
             .map_err(|_| failed("is not in the expected form; remove it and start the server again".into()))
     }
 
-    /// Puts `entry` first, in place of what was known of the same data directory or address.
+    /// Puts `entry` first, in place of what was known of the same data directory. Another data directory that served at this
+    /// address keeps its key, which nobody can make again; the address itself belongs to who served there last.
     pub fn remember(&mut self, entry: Entry) {
-        let same_data = |known: &Entry| known.data.is_some() && known.data == entry.data;
-        self.servers.retain(|known| !same_data(known) && known.base_url != entry.base_url);
+        self.servers.retain(|known| match &known.data {
+            Some(_) => known.data != entry.data,
+            None => known.base_url != entry.base_url,
+        });
         self.servers.insert(0, entry);
+        self.servers.truncate(SERVERS);
     }
 
     pub fn of_data(&self, data: &Path) -> Option<&Entry> {
         self.servers.iter().find(|entry| entry.data.as_deref() == Some(data))
     }
 
+    /// The server that was last at this address.
     pub fn of_url(&self, base_url: &str) -> Option<&Entry> {
         self.servers.iter().find(|entry| entry.base_url == base_url)
     }
@@ -109,6 +116,18 @@ mod tests {
         known.remember(entry("http://a:8002", Some("/data/1"), "k1"));
         let urls: Vec<_> = known.servers.iter().map(|e| e.base_url.as_str()).collect();
         assert_eq!(urls, ["http://a:8002", "http://a:8001"]);
+    }
+
+    #[test]
+    fn data_directories_that_take_turns_at_one_address_keep_their_keys() {
+        let mut known = Credentials::default();
+        known.remember(entry("http://a:8000", Some("/data/1"), "k1"));
+        known.remember(entry("http://a:8000", Some("/data/2"), "k2"));
+        assert_eq!(known.of_data(Path::new("/data/1")).unwrap().key, "k1");
+        assert_eq!(known.of_url("http://a:8000").unwrap().key, "k2");
+        known.remember(entry("http://a:8000", Some("/data/1"), "k1"));
+        assert_eq!(known.of_url("http://a:8000").unwrap().key, "k1");
+        assert_eq!(known.servers.len(), 2);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod access;
 mod accounts;
 mod audit;
 mod auth;
+mod body;
 mod changes;
 mod cors;
 mod error;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use actix_web::http::StatusCode;
 use adapter_store::{Canary, Checked, Upload, UploadFile, Version};
 use model::Sampling;
 use platform::{AccountName, AdapterName, Digest, RequestId};
 use serde_json::{Map, json};
-use serving_engine::{Event, Lane, Request, Token};
+use serving_engine::{Event, Lane, NOT_NUMBERS, Request, Token};
 use text::ChatInput;
 
 use crate::error::ApiError;
@@ -32,6 +33,7 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
     if let Some(alias) = &push.alias {
         adapter_store::check_alias(alias)?;
     }
+    refuse_a_bases_name(platform, &push)?;
     let upload = Upload { account: push.account, name: push.name, base: push.base, files: push.files };
     let store = platform.store.clone();
     let checked = tokio::task::spawn_blocking(move || store.check(upload)).await.map_err(ApiError::internal)??;
@@ -53,6 +55,18 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
     published
 }
 
+/// A base model's name is always the base model: an adapter under it could never be asked.
+fn refuse_a_bases_name(platform: &Platform, push: &Push) -> Result<(), ApiError> {
+    let full = format!("{}/{}", push.account, push.name);
+    match platform.model(push.name.as_str()).or(platform.model(&full)) {
+        Some(model) => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            format!("{} is a base model that is loaded here; give the adapter another name. Nothing was stored.", model.id),
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Mean divergence between base and adapter over the canary's prompts; unbilled, and unknown to the journal.
 async fn canary(platform: &Platform, checked: &Checked) -> Result<Option<Canary>, ApiError> {
     let Some(model) = platform.model(&checked.base) else { return Ok(None) };
@@ -71,7 +85,17 @@ async fn canary(platform: &Platform, checked: &Checked) -> Result<Option<Canary>
         return Ok(None);
     }
     let kl = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    if !kl.is_finite() {
+        return Err(overflows());
+    }
     Ok(Some(Canary { prompts: PROMPTS.len(), kl, fingerprint: Digest::of(&heard).to_string() }))
+}
+
+/// The weights are numbers, and what the model makes of them is not.
+fn overflows() -> ApiError {
+    let message = "with this adapter the model's logits overflow: its weights, or its scale (lora_alpha), are too large. \
+                   Nothing was stored.";
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message)
 }
 
 fn prompt_tokens(model: &ServedModel, checked: &Checked, prompt: &str) -> Result<Vec<u32>, ApiError> {
@@ -90,7 +114,7 @@ fn prompt_tokens(model: &ServedModel, checked: &Checked, prompt: &str) -> Result
         (Ok(rendered), _) => Ok(model.text.encode_rendered(&rendered)?),
         (Err(error), Some(_)) => {
             let message = format!("chat_template.jinja cannot render a plain message: {error}. Nothing was stored.");
-            Err(ApiError::new(actix_web::http::StatusCode::UNPROCESSABLE_ENTITY, message))
+            Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message))
         }
         // The base's template wants something that the canary does not say; its words will do without.
         (Err(_), None) => Ok(model.text.encode(prompt)?),
@@ -132,13 +156,15 @@ async fn scores(
             Event::Token { token, .. } => scores.push(token),
             Event::Choice { .. } => {}
             Event::Finished(finished) => {
-                if let Some(error) = finished.error {
-                    return Err(ApiError::internal(format!("the canary failed: {error}")));
-                }
+                return match finished.error {
+                    None => Ok(scores),
+                    Some(error) if error == NOT_NUMBERS && adapter.is_some() => Err(overflows()),
+                    Some(error) => Err(ApiError::internal(format!("the canary failed: {error}"))),
+                };
             }
         }
     }
-    Ok(scores)
+    Err(ApiError::internal("the canary was not finished"))
 }
 
 /// Kullback-Leibler divergence of two next-token distributions, in nats, from their most probable tokens: the base's tokens one

@@ -17,5 +17,5 @@ mod worker;
 pub use engine::{Base, BaseModel, Controls, Engine, Reply, Taken};
 pub use limits::{Limits, Stats};
 pub use request::{
-    AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, Refused, Request, Token, Usage,
+    AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, NOT_NUMBERS, Refused, Request, Token, Usage,
 };

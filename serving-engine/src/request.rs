@@ -83,10 +83,13 @@ pub enum FinishReason {
     Cancelled,
 }
 
+/// The error of a request whose logits overflowed: its adapter's weights are too large.
+pub const NOT_NUMBERS: &str = "the model's logits are not numbers";
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     pub usage: Usage,
-    /// Set where the whole request failed (its adapter could not be fetched, drain, a device error).
+    /// Set where the whole request failed (its adapter could not be fetched, its logits overflowed, drain, a device error).
     pub error: Option<String>,
 }
 

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use model::{Executor, RowOutput, Runs, Slot, Step};
+use model::{Executor, NotANumber, RowOutput, Runs, Slot, Step};
 use platform::Digest;
 
 use crate::job::Job;
 use crate::limits::{Limits, Stats};
 use crate::pages::{PagePool, next_key};
-use crate::request::{FinishReason, Request, Token};
+use crate::request::{FinishReason, NOT_NUMBERS, Request, Token};
 use crate::residency::{Lookup, Residency};
 use crate::scheduler::{Candidate, Lanes, share_rows};
 use crate::sequence::Sequence;
@@ -273,11 +273,12 @@ impl Worker {
         &mut *self.base.executor
     }
 
-    /// Takes a step's outputs in: tokens go out, pages become known, sequences end.
-    pub fn commit(&mut self, plan: &Plan, outputs: Vec<RowOutput>) {
+    /// Takes a step's outputs in: tokens go out, pages become known, sequences end. A request whose logits are not numbers
+    /// fails, and only it.
+    pub fn commit(&mut self, plan: &Plan, outputs: Vec<Result<RowOutput, NotANumber>>) {
         self.steps += 1;
         let mut outputs = outputs.into_iter();
-        let mut ended = Vec::new();
+        let (mut ended, mut overflowed) = (Vec::new(), Vec::new());
         for &(index, rows) in plan {
             let first = self.running[index].computed;
             self.lanes.charge(self.running[index].request.lane, rows);
@@ -287,7 +288,14 @@ impl Worker {
                 if !(draws || scores) {
                     continue;
                 }
-                let Some(output) = outputs.next() else { continue };
+                let output = match outputs.next() {
+                    None => continue,
+                    Some(Ok(output)) => output,
+                    Some(Err(NotANumber)) => {
+                        overflowed.push(sequence.job);
+                        continue;
+                    }
+                };
                 if draws {
                     if self.drawn(index, output) {
                         ended.push(index);
@@ -298,6 +306,9 @@ impl Worker {
                 }
             }
             self.running[index].computed = first + rows;
+            if overflowed.contains(&self.running[index].job) {
+                continue;
+            }
             self.publish(index);
             if self.running[index].request.max_tokens == 0 && self.running[index].pending() == 0 {
                 self.end_choice(index, FinishReason::Length, 0);
@@ -308,6 +319,9 @@ impl Worker {
         for index in ended.into_iter().rev() {
             let mut sequence = self.running.remove(index);
             self.release(&mut sequence);
+        }
+        if !overflowed.is_empty() {
+            self.fail(NOT_NUMBERS, |number| overflowed.contains(&number));
         }
     }
 

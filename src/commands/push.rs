@@ -18,7 +18,7 @@ const CHUNK: usize = 256 << 10;
 
 pub async fn run(push: &Push) -> Result<(), ClientError> {
     let client = Client::new(&push.server)?;
-    let (folders, name) = folders_and_name(&push.what)?;
+    let (folders, name) = folders_and_name(push)?;
     if let [folder] = folders.as_slice() {
         let name = match name {
             Some(name) => name,
@@ -30,7 +30,7 @@ pub async fn run(push: &Push) -> Result<(), ClientError> {
     }
     if name.is_some() {
         return Err(ClientError::Usage(
-            "with several folders each adapter takes its folder's name; leave the name out".into(),
+            "with several folders each adapter takes its folder's name; leave the name out, or push one folder".into(),
         ));
     }
     push_many(&client, push, &folders).await
@@ -38,18 +38,22 @@ pub async fn run(push: &Push) -> Result<(), ClientError> {
 
 async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<(), ClientError> {
     let mut table = Table::new(["folder", "adapter", "rank", "canary KL", "seconds", "result"]);
-    let mut refused = 0;
+    let (mut refused, mut said) = (0, Vec::new());
     for folder in folders {
         let name = folder_name(folder)?;
         let row = match upload(client, push, folder, &name).await {
-            Ok((version, seconds)) => [
-                folder.display().to_string(),
-                format!("{name}@{}", version["version"]),
-                version["rank"].to_string(),
-                canary(&version),
-                format!("{seconds:.1}"),
-                "live".into(),
-            ],
+            Ok((version, seconds)) => {
+                let live = format!("{name}@{}", version["version"]);
+                said.extend(warnings(&version).map(|warning| format!("  warning: {live}: {warning}")));
+                [
+                    folder.display().to_string(),
+                    live,
+                    version["rank"].to_string(),
+                    canary(&version),
+                    format!("{seconds:.1}"),
+                    "live".into(),
+                ]
+            }
             Err(error) => {
                 refused += 1;
                 let dash = || "-".to_owned();
@@ -59,19 +63,20 @@ async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<
         table.push(row);
     }
     print!("{}", table.text());
+    said.iter().for_each(|warning| println!("{warning}"));
     match refused {
         0 => Ok(()),
         n => Err(ClientError::Usage(format!("{n} of {} adapters were refused", folders.len()))),
     }
 }
 
-/// Every argument that is a folder is one to push; a last one that is not is the name.
-fn folders_and_name(what: &[String]) -> Result<(Vec<PathBuf>, Option<String>), ClientError> {
-    let (last, before) = what.split_last().ok_or_else(|| ClientError::Usage("name a folder".into()))?;
+/// Every argument that is a folder is one to push; a last one that is not, or that names the only one before it, is the name.
+fn folders_and_name(push: &Push) -> Result<(Vec<PathBuf>, Option<String>), ClientError> {
+    let (last, before) = push.what.split_last().ok_or_else(|| ClientError::Usage("name a folder".into()))?;
     let mut folders: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
-    let name = if Path::new(last).is_dir() || before.is_empty() {
+    let name = if push.name.is_some() || before.is_empty() || (Path::new(last).is_dir() && !is_name(before, last)?) {
         folders.push(last.into());
-        None
+        push.name.clone()
     } else {
         Some(last.clone())
     };
@@ -81,10 +86,26 @@ fn folders_and_name(what: &[String]) -> Result<(Vec<PathBuf>, Option<String>), C
     }
 }
 
+/// Whether the last argument, which is a folder, is meant as a name all the same: a plain word behind one folder that is that
+/// very folder. A plain word that is another folder could be either, and is not guessed.
+fn is_name(before: &[String], last: &str) -> Result<bool, ClientError> {
+    let [folder] = before else { return Ok(false) };
+    if last.contains(std::path::is_separator) || last.starts_with('.') || !Path::new(folder).is_dir() {
+        return Ok(false);
+    }
+    let whole = |path: &str| Path::new(path).canonicalize().map_err(|e| file_error(Path::new(path), e));
+    if whole(folder)? == whole(last)? {
+        return Ok(true);
+    }
+    Err(ClientError::Usage(format!(
+        "{last} is a folder and could be a name too; write ./{last} for the folder, or --name {last} for the name"
+    )))
+}
+
 fn folder_name(folder: &Path) -> Result<String, ClientError> {
-    let whole = folder.canonicalize().map_err(|e| file_error(folder, e))?;
-    let name = whole.file_name().map(|name| name.to_string_lossy().to_lowercase());
-    name.ok_or_else(|| file_error(folder, "has no name; give one: myriad push DIR NAME"))
+    let name = adapter_store::folder::name(folder);
+    let name = name.map_err(|error| file_error(&error.path, format!("{}; give one with --name NAME", error.reason)))?;
+    Ok(name.to_string())
 }
 
 fn file_error(path: &Path, reason: impl ToString) -> ClientError {
@@ -146,6 +167,10 @@ fn canary(version: &Value) -> String {
     version["canary"]["kl"].as_f64().map_or("-".into(), |kl| format!("{kl:.2}"))
 }
 
+fn warnings(version: &Value) -> impl Iterator<Item = &str> {
+    version["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
 fn summary(version: &Value, name: &str, seconds: f64) -> String {
     let mut text = format!(
         "  {tensors}/{tensors} tensors bound   rank {rank}   canary KL {canary}   live in {seconds:.1} s as {name}@{number}",
@@ -154,7 +179,7 @@ fn summary(version: &Value, name: &str, seconds: f64) -> String {
         canary = canary(version),
         number = version["version"],
     );
-    for warning in version["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in warnings(version) {
         text.push_str(&format!("\n  warning: {warning}"));
     }
     text

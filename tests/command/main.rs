@@ -2,7 +2,9 @@
 
 mod client;
 mod hub;
+mod push;
 mod refusals;
 mod server;
 mod settings;
 mod standin;
+mod start;

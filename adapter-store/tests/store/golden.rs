@@ -71,7 +71,7 @@ impl Sequence<'_> {
         let positions = (self.length..self.length + rows).collect();
         self.length += rows;
         let ticket = self.executor.submit(Step { tokens: tokens.to_vec(), positions, sequences, slots, asks }).unwrap();
-        self.executor.collect(ticket).unwrap()
+        self.executor.collect(ticket).unwrap().into_iter().map(Result::unwrap).collect()
     }
 }
 

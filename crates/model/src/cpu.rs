@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tensor::cpu::{Cpu, sample};
-use tensor::{DType, RowOutput};
+use tensor::{DType, NotANumber, RowOutput};
 
 use crate::error::ModelError;
 use crate::executor::{Executor, ExecutorError, PoolShape, Slot, Step, Ticket};
@@ -51,7 +51,7 @@ pub struct CpuExecutor {
     dtype: DType,
     fingerprint: String,
     /// The one step that was computed and not collected.
-    ready: Option<Vec<RowOutput>>,
+    ready: Option<Vec<Result<RowOutput, NotANumber>>>,
     tickets: u64,
 }
 
@@ -144,14 +144,12 @@ impl Executor for CpuExecutor {
             let mut logits = rows[index].lock().unwrap_or_else(|e| e.into_inner());
             let _ = answers[index].set(sample::answer(&step.asks[index].1, &mut logits));
         });
-        let outputs: Result<Vec<RowOutput>, _> =
-            answers.into_iter().filter_map(std::sync::OnceLock::into_inner).collect();
-        self.ready = Some(outputs.map_err(|_| ExecutorError::Device("the model's logits are not numbers".into()))?);
+        self.ready = Some(answers.into_iter().filter_map(std::sync::OnceLock::into_inner).collect());
         self.tickets += 1;
         Ok(Ticket(self.tickets))
     }
 
-    fn collect(&mut self, _ticket: Ticket) -> Result<Vec<RowOutput>, ExecutorError> {
+    fn collect(&mut self, _ticket: Ticket) -> Result<Vec<Result<RowOutput, NotANumber>>, ExecutorError> {
         self.ready.take().ok_or_else(|| ExecutorError::Step("this step was collected already".into()))
     }
 }

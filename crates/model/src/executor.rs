@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tensor::{Ask, RowOutput, Runs};
+use tensor::{Ask, NotANumber, RowOutput, Runs};
 
 use crate::image::AdapterImage;
 use crate::shape::ModelShape;
@@ -72,6 +72,7 @@ pub trait Executor: Send {
     /// Starts a step. At most two may be in flight.
     fn submit(&mut self, step: Step) -> Result<Ticket, ExecutorError>;
 
-    /// Waits for a step: one output per ask, in the order asked. Tickets are collected in the order submitted.
-    fn collect(&mut self, ticket: Ticket) -> Result<Vec<RowOutput>, ExecutorError>;
+    /// Waits for a step: one output per ask, in the order asked. Tickets are collected in the order submitted. A row without
+    /// an answer leaves the others as they are.
+    fn collect(&mut self, ticket: Ticket) -> Result<Vec<Result<RowOutput, NotANumber>>, ExecutorError>;
 }

@@ -82,6 +82,11 @@ pub enum Ask {
     Score { target: u32, top_logprobs: u16 },
 }
 
+/// A row's logits overflowed: its weights are too large for what it was given. Says nothing of the other rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the model's logits are not numbers")]
+pub struct NotANumber;
+
 /// What a row answered. Log-probabilities are natural, over the raw logits, before any penalty, mask or temperature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowOutput {

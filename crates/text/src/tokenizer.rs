@@ -1,6 +1,6 @@
 //! A model folder's tokenizer and chat template.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -80,6 +80,24 @@ impl Text {
         }
     }
 
+    /// Where each of a prompt's tokens begins in the text that shows the prompt, in characters. A special token has a place
+    /// where the text names it; one that the tokenizer has added takes none.
+    pub fn offsets(&self, tokens: &[u32], text: &str) -> Vec<usize> {
+        let (mut rest, mut passed) = (text, 0);
+        let offset = |&token: &u32| {
+            let shown = self.token_text(token);
+            let (skipped, characters) = match self.bytes.get(token) {
+                [] => found(rest, &shown).unwrap_or((0, 0)),
+                _ => found(rest, &shown).unwrap_or((0, self.token_characters(token))),
+            };
+            let begin = passed + skipped;
+            passed = begin + characters;
+            rest = after(rest, skipped + characters);
+            begin
+        };
+        tokens.iter().map(offset).collect()
+    }
+
     /// How many characters of the answer begin in this token.
     pub fn token_characters(&self, token: u32) -> usize {
         self.bytes.get(token).iter().filter(|&byte| byte & 0xc0 != 0x80).count()
@@ -123,6 +141,23 @@ impl Text {
     }
 }
 
+/// How many blanks stand before `shown` at the beginning of `rest`, and how many characters of `rest` it is: some special tokens
+/// swallow the blanks around them, and some tokenizers put a blank before the first word that the text does not have.
+fn found(rest: &str, shown: &str) -> Option<(usize, usize)> {
+    let bare = shown.trim_start();
+    if bare.is_empty() || rest.starts_with(shown) {
+        return rest.starts_with(shown).then(|| (0, shown.chars().count()));
+    }
+    let word = rest.trim_start();
+    let blanks = rest[..rest.len() - word.len()].chars().count();
+    word.starts_with(bare).then(|| (blanks, bare.chars().count()))
+}
+
+/// The text behind its first `count` characters.
+fn after(text: &str, count: usize) -> &str {
+    text.char_indices().nth(count).map_or("", |(at, _)| &text[at..])
+}
+
 fn now() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
@@ -151,20 +186,37 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     named.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect()
 }
 
-/// `chat_template.jinja`, else the configuration's `chat_template`: a string, or a list of named ones.
+/// The template in `chat_template.jinja`, else the configuration's `chat_template`: a string, or a list of named ones.
 fn find_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>, TextError> {
-    if let Some(template) = read(&folder.join("chat_template.jinja"), CONFIG_BYTES)? {
-        return Ok(Some(template));
+    let path = folder.join("chat_template.jinja");
+    if let Some(template) = read(&path, CONFIG_BYTES)? {
+        return sound(path, template).map(Some);
     }
-    let in_json = object(&folder.join("chat_template.json"))?.remove("chat_template");
-    Ok(match in_json.or_else(|| config.get("chat_template").cloned()) {
+    let path = folder.join("chat_template.json");
+    let (path, found) = match object(&path)?.remove("chat_template") {
+        Some(found) => (path, Some(found)),
+        None => (folder.join("tokenizer_config.json"), config.get("chat_template").cloned()),
+    };
+    let template = match found {
         Some(Value::String(template)) => Some(template),
         Some(Value::Array(named)) => {
             let default = named.iter().find(|entry| entry["name"] == "default").or(named.first());
             default.and_then(|entry| entry["template"].as_str()).map(str::to_owned)
         }
         _ => None,
-    })
+    };
+    template.map(|template| sound(path, template)).transpose()
+}
+
+/// A template that can be read; what it does with a conversation shows when there is one.
+fn sound(path: PathBuf, template: String) -> Result<String, TextError> {
+    match template::fault(&template) {
+        None => Ok(template),
+        Some((line, reason)) => {
+            let reason = format!("line {line} of the chat template: {reason}; put it right, or remove the template");
+            Err(TextError::File { path, reason })
+        }
+    }
 }
 
 /// How a tokenizer writes bytes in its vocabulary.

@@ -58,10 +58,14 @@ pub fn adapter(n: u32) -> Digest {
     Digest::of(&n.to_le_bytes())
 }
 
+/// The number of an adapter whose weights are too large: what it answers are no numbers.
+pub const OVERFLOWING: u32 = 1000;
+
 fn image(executor: &dyn Executor, n: u32) -> Arc<AdapterImage> {
     let shape = executor.shape();
     let mut builder = ImageBuilder::new(shape, DType::F32);
     let mut numbers = Numbers(u64::from(n) + 1);
+    let size = if n == OVERFLOWING { 1e30 } else { 0.3 };
     let rank = [1, 3, 8, 16, 5, 32, 2, 64][n as usize % 8];
     for layer in 0..shape.layers {
         for linear in Linear::ALL {
@@ -70,8 +74,8 @@ fn image(executor: &dyn Executor, n: u32) -> Arc<AdapterImage> {
                 continue;
             }
             let (outputs, inputs) = shape.linear(linear);
-            let a = (0..rank * inputs).map(|_| numbers.next() * 0.3).collect();
-            let b = (0..rank * outputs).map(|_| numbers.next() * 0.3).collect();
+            let a = (0..rank * inputs).map(|_| numbers.next() * size).collect();
+            let b = (0..rank * outputs).map(|_| numbers.next() * size).collect();
             builder.add(layer, linear, LoraPair { rank, a, b }).unwrap();
         }
     }
@@ -89,7 +93,7 @@ pub fn engine(setup: Setup) -> Engine {
     let cpu = Cpu { path: CpuPath::detect(), pool: Arc::new(Pool::new(setup.threads)) };
     let options = LoadOptions { dtype: Some(DType::F32), kv_bytes: setup.kv_bytes, slots: setup.slots };
     let executor = model::load(&folder, &options, &cpu).unwrap();
-    let images = (0..8).map(|n| (adapter(n), image(&executor, n))).collect();
+    let images = (0..8).chain([OVERFLOWING]).map(|n| (adapter(n), image(&executor, n))).collect();
     let vocabulary = vocabulary(executor.shape().vocabulary);
     let base = BaseModel { id: "llama".into(), executor: Box::new(executor), vocabulary };
     Engine::start(vec![base], Arc::new(Images(images)), setup.limits)

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use serving_engine::{Event, FinishReason, Limits, Refused};
+use serving_engine::{Event, FinishReason, Limits, NOT_NUMBERS, Refused};
 
-use crate::bench_model::{Setup, adapter, answer, engine, request};
+use crate::bench_model::{OVERFLOWING, Setup, adapter, answer, engine, request};
 
 /// Letters of an answer, as the test's vocabulary writes them.
 fn letters(tokens: &[(u32, serving_engine::Token)]) -> String {
@@ -85,6 +85,30 @@ async fn an_adapter_that_cannot_be_fetched_fails_only_those_who_named_it() {
     let (lost, fine) = tokio::join!(answer(&engine, lost), answer(&engine, request(2)));
     assert!(lost.error.unwrap().contains("it is not there"));
     assert_eq!((fine.error, fine.tokens.len()), (None, 12));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adapter_whose_logits_overflow_fails_alone_and_leaves_its_neighbours_their_bits() {
+    let engine = engine(Setup::default());
+    let alone = answer(&engine, request(1)).await;
+    let mut bad = request(2);
+    bad.adapter = Some(adapter(OVERFLOWING));
+    let answers = join_all([request(1), bad, request(3)].map(|request| answer(&engine, request))).await;
+    assert_eq!(answers[1].error.as_deref(), Some(NOT_NUMBERS));
+    assert_eq!((&answers[0].error, &answers[2].error), (&None, &None));
+    assert_eq!(answers[0].bits(), alone.bits());
+    // The pages that it wrote serve others.
+    assert_eq!(answer(&engine, request(1)).await.bits(), alone.bits());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scores_of_a_prompt_of_one_token_are_sent_and_are_none() {
+    let engine = engine(Setup::default());
+    let mut short = request(6);
+    (short.tokens, short.max_tokens, short.score_prompt) = (Arc::new([7]), 0, true);
+    let mut reply = engine.submit(short).unwrap();
+    let first = reply.next().await;
+    assert!(matches!(&first, Some(Event::Prompt(scores)) if scores.is_empty()), "{first:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

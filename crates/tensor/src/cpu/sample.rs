@@ -1,14 +1,10 @@
 //! The sampling site: what a row's logits answer to what was asked of them.
 
-use crate::{Ask, RowOutput, SampleRow, Sampling, TokenCounts};
-
-/// The logits were not numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NotANumber;
+use crate::{Ask, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts};
 
 /// Answers one row. `logits` is scratch afterwards.
 pub fn answer(ask: &Ask, logits: &mut [f32]) -> Result<RowOutput, NotANumber> {
-    if logits.iter().any(|logit| logit.is_nan()) {
+    if logits.iter().any(|logit| !logit.is_finite()) {
         return Err(NotANumber);
     }
     match ask {
