@@ -62,7 +62,9 @@ fn whole(key: &str, pattern: &str) -> Result<Option<Regex>, StoreError> {
         Ok(pattern) => Ok(Some(pattern)),
         Err(regex::Error::Syntax(_)) if !parses() => {
             let shown: String = pattern.chars().take(80).collect();
-            Err(refused(format!("adapter_config.json: {key} {shown:?} is neither a list of modules nor a valid pattern.")))
+            Err(refused(format!(
+                "adapter_config.json: {key} {shown:?} is neither a list of modules nor a valid pattern."
+            )))
         }
         Err(_) => Ok(None),
     }

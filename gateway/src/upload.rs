@@ -61,7 +61,10 @@ fn refuse_a_bases_name(platform: &Platform, push: &Push) -> Result<(), ApiError>
     match platform.model(push.name.as_str()).or(platform.model(&full)) {
         Some(model) => Err(ApiError::new(
             StatusCode::CONFLICT,
-            format!("{} is a base model that is loaded here; give the adapter another name. Nothing was stored.", model.id),
+            format!(
+                "{} is a base model that is loaded here; give the adapter another name. Nothing was stored.",
+                model.id
+            ),
         )),
         None => Ok(()),
     }
@@ -154,7 +157,7 @@ async fn scores(
         match event {
             Event::Prompt(tokens) => scores.extend(tokens),
             Event::Token { token, .. } => scores.push(token),
-            Event::Choice { .. } => {}
+            Event::Started { .. } | Event::Choice { .. } => {}
             Event::Finished(finished) => {
                 return match finished.error {
                     None => Ok(scores),

@@ -226,7 +226,7 @@ impl Engine {
             return Err(Refused::TooManyChoices { most: shared.limits.choices });
         }
         // Room for every event that the request can have: the engine never waits and never drops one.
-        let room = request.choices as usize * (request.max_tokens as usize + 1) + 2;
+        let room = request.choices as usize * (request.max_tokens as usize + 1) + 3;
         let (events, receiver) = channel(room);
         let reins = Arc::new(Reins::new(request.allowance));
         shared.enqueue(index, Taken { request, events, reins: reins.clone() })?;

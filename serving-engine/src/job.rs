@@ -60,6 +60,12 @@ impl Job {
         self.reins.no_more.load(Ordering::Acquire) && self.allowed() == 0
     }
 
+    /// The request has been let in.
+    pub fn started(&mut self, prompt: u64, cached: u64) {
+        (self.usage.prompt, self.usage.cached) = (prompt, cached);
+        self.send(Event::Started { cached });
+    }
+
     /// The log-probability of the prompt token after `position`.
     pub fn score(&mut self, position: usize, token: Token) {
         if let Some(place) = self.scores.as_mut().and_then(|scores| scores.get_mut(position)) {

@@ -48,6 +48,10 @@ pub struct Request {
 /// What comes back, in order per choice; `Finished` comes last and exactly once for the whole request.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// The request has been let in; so many of its prompt's tokens were read from the prefix cache. Once, first of all.
+    Started {
+        cached: u64,
+    },
     /// Log-probabilities of prompt tokens 1.. (the first token has none), once, before any `Token`.
     Prompt(Vec<Token>),
     Token {

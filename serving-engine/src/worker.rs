@@ -183,8 +183,7 @@ impl Worker {
         self.counted.prefix_queries += sequence.prompt() as u64;
         self.counted.prefix_hits += sequence.computed as u64;
         if let Some(job) = self.jobs.get_mut(&sequence.job) {
-            job.usage.prompt = sequence.prompt() as u64;
-            job.usage.cached = sequence.computed as u64;
+            job.started(sequence.prompt() as u64, sequence.computed as u64);
         }
     }
 

@@ -10,18 +10,14 @@ use futures::stream::SelectAll;
 use platform::{AccountName, RequestId};
 use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, Token, Usage};
 use text::StreamDecoder;
-use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::credit::{Credit, Extension};
 use super::marks::Marks;
 use super::piece::{Ending, Piece, ScoredToken};
+use super::pieces::{Outlet, Pieces, pieces};
 use crate::error::ApiError;
 use crate::state::Platform;
 
-/// Pieces that wait for a client that reads slowly.
-const PIECES: usize = 256;
-/// A client that reads nothing for so long has left.
-const SLOW_READER: Duration = Duration::from_secs(60);
 /// A database that takes longer is away: new requests are refused, ended ones are told so and settled when it is back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -41,7 +37,7 @@ pub struct Start {
 /// A request that runs.
 pub struct Run {
     pub id: RequestId,
-    pub pieces: Receiver<Piece>,
+    pub pieces: Pieces,
     /// Time from the request's arrival until the engine had it.
     pub overhead: Duration,
 }
@@ -70,7 +66,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
         });
         return Err(error);
     }
-    let (sender, pieces) = channel(PIECES);
+    let (outlet, pieces) = pieces();
     let id = start.row.id.clone();
     let driver = Driver {
         usages: vec![Usage::default(); replies.len()],
@@ -83,7 +79,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
         base: start.row.base,
         rates: start.rates,
         credit,
-        client: Some(sender),
+        client: Some(outlet),
         finished: 0,
         failure: None,
         cancelled: false,
@@ -125,7 +121,7 @@ struct Driver {
     /// None for what is free.
     credit: Option<Credit>,
     /// Nobody, once the client has left.
-    client: Option<Sender<Piece>>,
+    client: Option<Outlet>,
     prompts: Vec<Arc<[u32]>>,
     choices: Vec<Choice>,
     per_prompt: usize,
@@ -189,11 +185,13 @@ impl Driver {
     async fn take(&mut self, prompt: usize, event: Event, controls: &[Controls]) {
         let piece = match event {
             Event::Prompt(scores) => Some(self.prompt_scores(prompt, scores)),
+            Event::Started { cached } => {
+                self.usages[prompt].cached = cached;
+                None
+            }
             Event::Token { choice, token } => {
-                let piece = self.token(prompt * self.per_prompt + choice as usize, prompt, token);
-                let quantities = self.quantities();
-                self.marks.keep_up(&self.platform.journal, &self.id, quantities).await;
-                piece
+                self.mark().await;
+                self.token(prompt * self.per_prompt + choice as usize, prompt, token)
             }
             Event::Choice { choice, reason, visible_bytes } => {
                 self.choice_ended(prompt * self.per_prompt + choice as usize, reason, visible_bytes)
@@ -206,8 +204,17 @@ impl Driver {
             }
         };
         let (Some(piece), Some(client)) = (piece, &self.client) else { return };
-        if client.send_timeout(piece, SLOW_READER).await.is_err() {
+        if !client.send(piece, self.quantities().completion_tokens).await {
             self.leave(controls);
+        }
+    }
+
+    /// Notes how much of the answer was delivered. One that is sent as a whole has nothing to note before its end.
+    async fn mark(&mut self) {
+        let delivered = self.client.as_ref().map_or(0, Outlet::delivered);
+        if delivered > 0 {
+            let quantities = Quantities { completion_tokens: delivered, ..self.quantities() };
+            self.marks.keep_up(&self.platform.journal, &self.id, quantities).await;
         }
     }
 
@@ -294,7 +301,7 @@ impl Driver {
             (Ok(_), None) => self.endings(quantities, finish),
         };
         for piece in pieces {
-            if client.send_timeout(piece, SLOW_READER).await.is_err() {
+            if !client.send(piece, quantities.completion_tokens).await {
                 return;
             }
         }
@@ -338,7 +345,7 @@ async fn answered(extension: &mut Option<Extension>) -> <Extension as Future>::O
 }
 
 /// Resolves when the client has left; never, when it has left already.
-async fn gone(client: Option<&Sender<Piece>>) {
+async fn gone(client: Option<&Outlet>) {
     match client {
         Some(client) => client.closed().await,
         None => std::future::pending().await,

@@ -4,6 +4,8 @@ mod credit;
 pub mod driver;
 mod marks;
 pub mod piece;
+mod pieces;
 
 pub use driver::{Run, Start, start};
 pub use piece::{Ending, Piece, ScoredToken};
+pub use pieces::Pieces;

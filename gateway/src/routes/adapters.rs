@@ -114,9 +114,8 @@ impl Parts {
         }
         let mut body = body.into_inner();
         let multipart = Multipart::from_request(request, &mut body).await;
-        let mut multipart = multipart.map_err(|error| {
-            ApiError::new(StatusCode::BAD_REQUEST, format!("the upload cannot be read: {error}"))
-        })?;
+        let mut multipart = multipart
+            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the upload cannot be read: {error}")))?;
         let mut parts = Self::default();
         while let Some(field) =
             multipart.try_next().await.map_err(|error| unread("the upload cannot be read", &error))?

@@ -219,7 +219,8 @@ impl Writer {
 
     fn whole(mut self, pieces: Vec<Piece>) -> Value {
         let count = self.offsets.len();
-        let mut texts: Vec<String> = (0..count).map(|index| self.echoes[index / self.per_prompt].text.clone()).collect();
+        let mut texts: Vec<String> =
+            (0..count).map(|index| self.echoes[index / self.per_prompt].text.clone()).collect();
         let mut scores: Vec<Scores> = (0..count).map(|_| Scores::default()).collect();
         let mut finishes = vec![Ending::Stop; count];
         let mut used = Value::Null;

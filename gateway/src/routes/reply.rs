@@ -10,12 +10,11 @@ use futures::future::LocalBoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
 use serde_json::{Map, Value, json};
 use serving_engine::Usage;
-use tokio::sync::mpsc::Receiver;
 
 use super::JSON_BYTES;
 use crate::body;
 use crate::error::ApiError;
-use crate::life::{Piece, Run};
+use crate::life::{Piece, Pieces, Run};
 
 /// An idle stream gets a comment so often, so that nobody in between takes it for dead.
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -123,10 +122,10 @@ pub fn stream(run: Run, mut response: HttpResponseBuilder, mut events: impl Even
         .streaming(first.chain(frames(run.pieces, events)))
 }
 
-fn frames(pieces: Receiver<Piece>, events: impl Events) -> impl Stream<Item = Result<Bytes, ApiError>> {
+fn frames(pieces: Pieces, events: impl Events) -> impl Stream<Item = Result<Bytes, ApiError>> {
     futures::stream::unfold(Some((pieces, events)), |state| async move {
         let (mut pieces, mut events) = state?;
-        let piece = match tokio::time::timeout(PING_EVERY, pieces.recv()).await {
+        let piece = match tokio::time::timeout(PING_EVERY, pieces.next()).await {
             Err(_) => return Some((Ok(Bytes::from_static(b": ping\n\n")), Some((pieces, events)))),
             Ok(None) => return None,
             Ok(Some(piece)) => piece,
@@ -148,9 +147,9 @@ fn frame(event: &Value) -> String {
 }
 
 /// Waits for the whole answer.
-pub async fn collect(mut pieces: Receiver<Piece>) -> Result<Vec<Piece>, ApiError> {
+pub async fn collect(mut pieces: Pieces) -> Result<Vec<Piece>, ApiError> {
     let mut all = Vec::new();
-    while let Some(piece) = pieces.recv().await {
+    while let Some(piece) = pieces.gather().await {
         match piece {
             Piece::Failed(error) => return Err(error),
             piece => all.push(piece),

@@ -154,6 +154,7 @@ pub async fn answer(engine: &Engine, request: Request) -> Answer {
     let mut finished = 0;
     while let Some(event) = reply.next().await {
         match event {
+            Event::Started { .. } => {}
             Event::Prompt(tokens) => answer.prompt = tokens,
             Event::Token { choice, token } => answer.tokens.push((choice, token)),
             Event::Choice { choice, reason, visible_bytes } => answer.ends.push((choice, reason, visible_bytes)),
