@@ -34,13 +34,13 @@ pub struct Job {
     pub open: u32,
     events: Sender<Event>,
     reins: Arc<Reins>,
-    /// Log-probabilities of prompt tokens 1.. by position, until they are sent.
-    scores: Vec<Option<Token>>,
+    /// Where they were asked for: log-probabilities of prompt tokens 1.. by position, until they are sent.
+    scores: Option<Vec<Option<Token>>>,
 }
 
 impl Job {
     pub fn new(request: Arc<Request>, events: Sender<Event>, reins: Arc<Reins>) -> Self {
-        let scores = if request.score_prompt { vec![None; request.tokens.len() - 1] } else { Vec::new() };
+        let scores = request.score_prompt.then(|| vec![None; request.tokens.len() - 1]);
         let usage = Usage { prompt: request.tokens.len() as u64, ..Usage::default() };
         Self { usage, open: request.choices, events, reins, scores, request }
     }
@@ -62,7 +62,7 @@ impl Job {
 
     /// The log-probability of the prompt token after `position`.
     pub fn score(&mut self, position: usize, token: Token) {
-        if let Some(place) = self.scores.get_mut(position) {
+        if let Some(place) = self.scores.as_mut().and_then(|scores| scores.get_mut(position)) {
             *place = Some(token);
         }
     }
@@ -82,11 +82,10 @@ impl Job {
         self.send(Event::Finished(Finished { usage: self.usage, error }));
     }
 
-    /// Once, when all of the prompt is computed.
+    /// Once, when all of the prompt is computed. A prompt of one token has no scores, and is told so.
     fn send_scores(&mut self) {
-        if !self.scores.is_empty() && self.scores.iter().all(Option::is_some) {
-            let scores = std::mem::take(&mut self.scores).into_iter().flatten().collect();
-            self.send(Event::Prompt(scores));
+        if let Some(scores) = self.scores.take_if(|scores| scores.iter().all(Option::is_some)) {
+            self.send(Event::Prompt(scores.into_iter().flatten().collect()));
         }
     }
 

@@ -87,6 +87,29 @@ def test_many_prompts_are_answered_in_order(client):
     assert together.usage.completion_tokens == 72
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_lie_in_the_echoed_text(lenient_client, stream):
+    """Special tokens that the prompt names are shown, and so take their place."""
+    prompt = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    reply = complete(lenient_client, prompt=prompt, echo=True, logprobs=1, stream=stream)
+    choices = [chunk.choices[0] for chunk in reply] if stream else reply.choices
+    text = "".join(choice.text for choice in choices)
+    scores = [choice.logprobs for choice in choices if choice.logprobs]
+    pairs = [pair for score in scores for pair in zip(score.tokens, score.text_offset, strict=True)]
+    assert text.startswith(prompt) and [offset for _, offset in pairs] == sorted(offset for _, offset in pairs)
+    plain = [(token, offset) for token, offset in pairs if not token.startswith("bytes:")]
+    named = [(token, offset) for token, offset in plain if offset < len(prompt) or not token.startswith("<|")]
+    assert all(text[offset:].startswith(token) for token, offset in named), pairs
+    assert pairs[0] == ("<|im_start|>", 0) and pairs[1][1] == len("<|im_start|>")
+
+
+def test_a_prompt_of_one_special_token_is_scored(lenient_client):
+    choice = complete(lenient_client, prompt="<|im_end|>", echo=True, logprobs=1, max_tokens=0).choices[0]
+    assert choice.text == "<|im_end|>"
+    assert choice.logprobs.tokens == ["<|im_end|>"] and choice.logprobs.text_offset == [0]
+    assert choice.logprobs.token_logprobs == [None] and choice.logprobs.top_logprobs == [None]
+
+
 @pytest.mark.parametrize(
     "options", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": [[]]}, {"logprobs": 1000}, {"max_tokens": -1}]
 )

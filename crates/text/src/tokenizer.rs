@@ -80,6 +80,24 @@ impl Text {
         }
     }
 
+    /// Where each of a prompt's tokens begins in the text that shows the prompt, in characters. A special token has a place
+    /// where the text names it; one that the tokenizer has added takes none.
+    pub fn offsets(&self, tokens: &[u32], text: &str) -> Vec<usize> {
+        let (mut rest, mut passed) = (text, 0);
+        let offset = |&token: &u32| {
+            let shown = self.token_text(token);
+            let (skipped, characters) = match self.bytes.get(token) {
+                [] => found(rest, &shown).unwrap_or((0, 0)),
+                _ => found(rest, &shown).unwrap_or((0, self.token_characters(token))),
+            };
+            let begin = passed + skipped;
+            passed = begin + characters;
+            rest = after(rest, skipped + characters);
+            begin
+        };
+        tokens.iter().map(offset).collect()
+    }
+
     /// How many characters of the answer begin in this token.
     pub fn token_characters(&self, token: u32) -> usize {
         self.bytes.get(token).iter().filter(|&byte| byte & 0xc0 != 0x80).count()
@@ -121,6 +139,23 @@ impl Text {
         let source = input.template.or(self.template.as_deref()).ok_or(TextError::NoTemplate)?;
         template::render(source, input, &self.special, now)
     }
+}
+
+/// How many blanks stand before `shown` at the beginning of `rest`, and how many characters of `rest` it is: some special tokens
+/// swallow the blanks around them, and some tokenizers put a blank before the first word that the text does not have.
+fn found(rest: &str, shown: &str) -> Option<(usize, usize)> {
+    let bare = shown.trim_start();
+    if bare.is_empty() || rest.starts_with(shown) {
+        return rest.starts_with(shown).then(|| (0, shown.chars().count()));
+    }
+    let word = rest.trim_start();
+    let blanks = rest[..rest.len() - word.len()].chars().count();
+    word.starts_with(bare).then(|| (blanks, bare.chars().count()))
+}
+
+/// The text behind its first `count` characters.
+fn after(text: &str, count: usize) -> &str {
+    text.char_indices().nth(count).map_or("", |(at, _)| &text[at..])
 }
 
 fn now() -> i64 {

@@ -65,14 +65,16 @@ pub async fn create(
         life::start(platform.clone(), life::Start { row, rates, requests, length_given, decoders, started }).await?;
     let mut response = HttpResponse::Ok();
     reply::head(&mut response, &run, started);
-    let prompt_count = prompts.len();
-    let echoes = prompts.into_iter().map(|(_, text)| if request.echo { text } else { String::new() }).collect();
+    let echoes: Vec<Echo> = match request.echo {
+        true => prompts.into_iter().map(|(tokens, text)| Echo::new(&target, &tokens, text)).collect(),
+        false => prompts.iter().map(|_| Echo::default()).collect(),
+    };
     let writer = Writer {
         platform,
         model,
         frame,
         per_prompt: choices,
-        offsets: vec![0; choices * prompt_count],
+        offsets: echoes.iter().flat_map(|echo| vec![echo.text.chars().count(); choices]).collect(),
         echoes,
         logprobs: request.logprobs.is_some(),
         waits_for_scores: request.echo && request.logprobs.is_some(),
@@ -98,16 +100,29 @@ fn prompts(target: &Target<'_>, request: &CompletionRequest) -> Result<Vec<(Vec<
     request.prompts.iter().map(one).collect()
 }
 
+/// The text that a prompt's answers begin with, and where in it each token of the prompt begins.
+#[derive(Default)]
+struct Echo {
+    text: String,
+    offsets: Vec<usize>,
+}
+
+impl Echo {
+    fn new(target: &Target<'_>, tokens: &[u32], text: String) -> Self {
+        Self { offsets: target.model.text.offsets(tokens, &text), text }
+    }
+}
+
 /// Writes pieces in the shapes of text completions.
 struct Writer {
     platform: Arc<Platform>,
     model: Arc<str>,
     frame: Frame,
     per_prompt: usize,
-    /// Characters of each choice's text that its scores have covered.
+    /// Characters of each choice's text before the next token of its answer.
     offsets: Vec<usize>,
-    /// The text that each prompt's answers begin with.
-    echoes: Vec<String>,
+    /// What each prompt's answers begin with.
+    echoes: Vec<Echo>,
     logprobs: bool,
     /// The echo is sent with the prompt's scores, not before.
     waits_for_scores: bool,
@@ -146,7 +161,23 @@ impl Writer {
         self.platform.model(&self.model).map(|model| model.text.token_text(id)).unwrap_or_default()
     }
 
+    /// Scores of a prompt, which lie in its echo.
+    fn prompt_scores(&self, prompt: usize, tokens: &[ScoredToken]) -> Scores {
+        Scores { text_offset: self.echoes[prompt].offsets.clone(), ..self.scores_of(tokens) }
+    }
+
+    /// Scores of a part of an answer, which lie behind all that came before.
     fn scores(&mut self, index: usize, tokens: &[ScoredToken]) -> Scores {
+        let mut scores = self.scores_of(tokens);
+        for token in tokens {
+            scores.text_offset.push(self.offsets[index]);
+            self.offsets[index] +=
+                self.platform.model(&self.model).map_or(0, |model| model.text.token_characters(token.id));
+        }
+        scores
+    }
+
+    fn scores_of(&self, tokens: &[ScoredToken]) -> Scores {
         let mut scores = Scores::default();
         for token in tokens {
             let text = self.token_text(token.id);
@@ -157,9 +188,6 @@ impl Writer {
                 top.entry(text.clone()).or_insert(logprob);
             }
             let top: Map<String, Value> = top.into_iter().map(|(text, logprob)| (text, logprob.into())).collect();
-            scores.text_offset.push(self.offsets[index]);
-            self.offsets[index] +=
-                self.platform.model(&self.model).map_or(0, |model| model.text.token_characters(token.id));
             scores.tokens.push(text);
             scores.token_logprobs.push(json!(token.logprob));
             scores.top_logprobs.push(if token.logprob.is_some() { Value::Object(top) } else { Value::Null });
@@ -191,7 +219,8 @@ impl Writer {
 
     fn whole(mut self, pieces: Vec<Piece>) -> Value {
         let count = self.offsets.len();
-        let mut texts: Vec<String> = (0..count).map(|index| self.echoes[index / self.per_prompt].clone()).collect();
+        let mut texts: Vec<String> =
+            (0..count).map(|index| self.echoes[index / self.per_prompt].text.clone()).collect();
         let mut scores: Vec<Scores> = (0..count).map(|_| Scores::default()).collect();
         let mut finishes = vec![Ending::Stop; count];
         let mut used = Value::Null;
@@ -199,8 +228,7 @@ impl Writer {
             match piece {
                 Piece::Prompt { prompt, tokens } => {
                     for index in self.of_prompt(prompt) {
-                        let own = self.scores(index, &tokens);
-                        scores[index].append(own);
+                        scores[index].append(self.prompt_scores(prompt, &tokens));
                     }
                 }
                 Piece::Text { index, text, tokens } => {
@@ -227,20 +255,19 @@ impl Events for Writer {
         if self.waits_for_scores {
             return Vec::new();
         }
-        let echoed = (0..self.offsets.len()).filter(|index| !self.echoes[index / self.per_prompt].is_empty());
-        echoed.map(|index| self.chunk(self.choice(index, &self.echoes[index / self.per_prompt], None, None))).collect()
+        let echo = |index: usize| &self.echoes[index / self.per_prompt].text;
+        let echoed = (0..self.offsets.len()).filter(|&index| !echo(index).is_empty());
+        echoed.map(|index| self.chunk(self.choice(index, echo(index), None, None))).collect()
     }
 
     fn piece(&mut self, piece: Piece) -> Vec<Value> {
         match piece {
             Piece::Prompt { prompt, tokens } => {
-                let echo = self.echoes[prompt].clone();
-                let choices = self.of_prompt(prompt);
                 let chunk = |index| {
-                    let scores = self.scores(index, &tokens);
-                    self.chunk(self.choice(index, &echo, Some(scores), None))
+                    let scores = self.prompt_scores(prompt, &tokens);
+                    self.chunk(self.choice(index, &self.echoes[prompt].text, Some(scores), None))
                 };
-                choices.map(chunk).collect()
+                self.of_prompt(prompt).map(chunk).collect()
             }
             Piece::Text { index, text, tokens } => {
                 let scores = self.scores(index, &tokens);
