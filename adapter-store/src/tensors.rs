@@ -99,19 +99,34 @@ impl Plan<'_> {
     pub fn read(self, config: &PeftConfig) -> Result<Bound, StoreError> {
         let warnings = config.disagreements(self.pairs.iter().map(|(module, pair)| (pair.a.0.path.as_str(), module.0)));
         let mut bound = Bound { pairs: BTreeMap::new(), tensors: self.tensors, rank_max: 0, warnings };
+        let (mut zero, mut scaled_to_zero) = (0, 0);
         for (module, PlannedPair { a, b }) in self.pairs {
-            let pair = read_pair(&a, &b, config)?;
+            let (pair, silence) = read_pair(&a, &b, config)?;
+            zero += usize::from(silence == Some(Silence::ZeroB));
+            scaled_to_zero += usize::from(silence == Some(Silence::ZeroScale));
             bound.rank_max = bound.rank_max.max(pair.rank);
             bound.pairs.insert(module, pair);
         }
-        let silent = bound.pairs.values().filter(|pair| pair.b.iter().all(|&value| value == 0.0)).count();
-        if silent == bound.pairs.len() {
-            bound.warnings.push("every lora_B is zero: this adapter has no effect".into());
-        } else if silent > 0 {
-            let all = bound.pairs.len();
-            bound.warnings.push(format!("lora_B is zero in {silent} of {all} modules: they have no effect"));
-        }
+        let all = bound.pairs.len();
+        bound.warnings.extend(silent("lora_B is zero", zero, all));
+        bound.warnings.extend(silent("the scale (lora_alpha or alpha_pattern) makes lora_B zero", scaled_to_zero, all));
         Ok(bound)
+    }
+}
+
+/// Why a module has no effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    ZeroB,
+    /// B is not zero before its scale is applied.
+    ZeroScale,
+}
+
+fn silent(what: &str, modules: usize, all: usize) -> Option<String> {
+    match modules {
+        0 => None,
+        _ if modules == all => Some(format!("{what} in every module: this adapter has no effect")),
+        _ => Some(format!("{what} in {modules} of {all} modules: they have no effect")),
     }
 }
 
@@ -244,15 +259,22 @@ fn read_pair(
     (a_place, a): &(Place, TensorView<'_>),
     (b_place, b): &(Place, TensorView<'_>),
     config: &PeftConfig,
-) -> Result<LoraPair, StoreError> {
+) -> Result<(LoraPair, Option<Silence>), StoreError> {
     let scale = config.scale(&a_place.path);
     let mut folded = numbers(b_place, b)?;
+    let is_zero = |values: &[f32]| values.iter().all(|&value| value == 0.0);
+    let was_zero = is_zero(&folded);
     // Folded in f64, so that the only rounding is the last.
     folded.iter_mut().for_each(|value| *value = (f64::from(*value) * scale) as f32);
     if folded.iter().any(|value| !value.is_finite()) {
         return Err(refused(format!("{} overflows when its scale {scale} is applied.", short(b_place))));
     }
-    Ok(LoraPair { rank: a.shape()[0], a: numbers(a_place, a)?, b: folded })
+    let silence = match is_zero(&folded) {
+        true if was_zero => Some(Silence::ZeroB),
+        true => Some(Silence::ZeroScale),
+        false => None,
+    };
+    Ok((LoraPair { rank: a.shape()[0], a: numbers(a_place, a)?, b: folded }, silence))
 }
 
 fn numbers(place: &Place, view: &TensorView<'_>) -> Result<Vec<f32>, StoreError> {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use actix_web::http::StatusCode;
 use adapter_store::{Canary, Checked, Upload, UploadFile, Version};
 use model::Sampling;
 use platform::{AccountName, AdapterName, Digest, RequestId};
 use serde_json::{Map, json};
-use serving_engine::{Event, Lane, Request, Token};
+use serving_engine::{Event, Lane, NOT_NUMBERS, Request, Token};
 use text::ChatInput;
 
 use crate::error::ApiError;
@@ -71,7 +72,17 @@ async fn canary(platform: &Platform, checked: &Checked) -> Result<Option<Canary>
         return Ok(None);
     }
     let kl = divergences.iter().sum::<f64>() / divergences.len() as f64;
+    if !kl.is_finite() {
+        return Err(overflows());
+    }
     Ok(Some(Canary { prompts: PROMPTS.len(), kl, fingerprint: Digest::of(&heard).to_string() }))
+}
+
+/// The weights are numbers, and what the model makes of them is not.
+fn overflows() -> ApiError {
+    let message = "with this adapter the model's logits overflow: its weights, or its scale (lora_alpha), are too large. \
+                   Nothing was stored.";
+    ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message)
 }
 
 fn prompt_tokens(model: &ServedModel, checked: &Checked, prompt: &str) -> Result<Vec<u32>, ApiError> {
@@ -90,7 +101,7 @@ fn prompt_tokens(model: &ServedModel, checked: &Checked, prompt: &str) -> Result
         (Ok(rendered), _) => Ok(model.text.encode_rendered(&rendered)?),
         (Err(error), Some(_)) => {
             let message = format!("chat_template.jinja cannot render a plain message: {error}. Nothing was stored.");
-            Err(ApiError::new(actix_web::http::StatusCode::UNPROCESSABLE_ENTITY, message))
+            Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message))
         }
         // The base's template wants something that the canary does not say; its words will do without.
         (Err(_), None) => Ok(model.text.encode(prompt)?),
@@ -132,13 +143,15 @@ async fn scores(
             Event::Token { token, .. } => scores.push(token),
             Event::Choice { .. } => {}
             Event::Finished(finished) => {
-                if let Some(error) = finished.error {
-                    return Err(ApiError::internal(format!("the canary failed: {error}")));
-                }
+                return match finished.error {
+                    None => Ok(scores),
+                    Some(error) if error == NOT_NUMBERS && adapter.is_some() => Err(overflows()),
+                    Some(error) => Err(ApiError::internal(format!("the canary failed: {error}"))),
+                };
             }
         }
     }
-    Ok(scores)
+    Err(ApiError::internal("the canary was not finished"))
 }
 
 /// Kullback-Leibler divergence of two next-token distributions, in nats, from their most probable tokens: the base's tokens one

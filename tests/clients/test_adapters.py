@@ -209,6 +209,18 @@ def test_an_adapter_of_zeros_is_said_to_do_nothing(http):
     assert reply.status_code == 422 or reply.json()["warnings"], reply.text
 
 
+def test_an_adapter_that_overflows_is_refused_and_its_neighbours_live(http, client):
+    every_linear = lora.adapter(13, linears=tuple(lora.shapes()))
+    message = refused(http, "overflowing", rewritten(every_linear, lora_alpha=1e30))
+    assert "lora_alpha" in message and message.endswith("Nothing was stored.")
+    assert answer(client, MODEL)
+
+
+def test_an_adapter_with_no_scale_is_told_so(http):
+    reply = upload(http, "scale-zero", rewritten(lora.adapter(14), lora_alpha=0))
+    assert reply.is_success and any("lora_alpha" in warning for warning in reply.json()["warnings"]), reply.text
+
+
 @pytest.mark.parametrize("name", ["Upper", "a b", "..", "x" * 300, "@1"])
 def test_a_name_that_cannot_be_typed_is_refused(http, name):
     assert upload(http, quote(name, safe=""), lora.adapter(11)).status_code in (400, 404, 422)

@@ -154,7 +154,7 @@ async fn what_has_no_effect_is_said() {
     built.remove("up_proj");
     built.set("target_modules", json!(["q_proj"]));
     let warnings = built.check(&store).unwrap().report.warnings;
-    assert_eq!(warnings, ["every lora_B is zero: this adapter has no effect"]);
+    assert_eq!(warnings, ["lora_B is zero in every module: this adapter has no effect"]);
 }
 
 #[tokio::test]

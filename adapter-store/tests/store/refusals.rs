@@ -198,6 +198,27 @@ async fn every_bad_file_is_named() {
 }
 
 #[tokio::test]
+async fn an_adapter_without_effect_is_told_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let warnings = |built: &Built| built.check(&store).unwrap().report.warnings;
+    let good = Built::good(1);
+    assert_eq!(warnings(&good), [""; 0]);
+    let mut scaled = good.clone();
+    scaled.set("lora_alpha", json!(0));
+    let cause = "the scale (lora_alpha or alpha_pattern) makes lora_B zero";
+    assert_eq!(warnings(&scaled), [format!("{cause} in every module: this adapter has no effect")]);
+    let mut partly = good.clone();
+    partly.set("alpha_pattern", json!({ "q_proj": 0 }));
+    assert_eq!(warnings(&partly), [format!("{cause} in 1 of 2 modules: they have no effect")]);
+    let mut zeros = good;
+    for linear in [Linear::Q, Linear::Up] {
+        zeros.put(&format!("{}.lora_B.weight", module(0, linear)), &[shape().linear(linear).0, RANK], 0.0);
+    }
+    assert_eq!(warnings(&zeros), ["lora_B is zero in every module: this adapter has no effect"]);
+}
+
+#[tokio::test]
 async fn random_damage_is_refused_or_harmless_and_never_panics() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
