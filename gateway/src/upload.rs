@@ -33,6 +33,7 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
     if let Some(alias) = &push.alias {
         adapter_store::check_alias(alias)?;
     }
+    refuse_a_bases_name(platform, &push)?;
     let upload = Upload { account: push.account, name: push.name, base: push.base, files: push.files };
     let store = platform.store.clone();
     let checked = tokio::task::spawn_blocking(move || store.check(upload)).await.map_err(ApiError::internal)??;
@@ -52,6 +53,21 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
         platform.engine.forget(checked.digest);
     }
     published
+}
+
+/// A base model's name is always the base model: an adapter under it could never be asked.
+fn refuse_a_bases_name(platform: &Platform, push: &Push) -> Result<(), ApiError> {
+    let full = format!("{}/{}", push.account, push.name);
+    match platform.model(push.name.as_str()).or(platform.model(&full)) {
+        Some(model) => Err(ApiError::new(
+            StatusCode::CONFLICT,
+            format!(
+                "{} is a base model that is loaded here; give the adapter another name. Nothing was stored.",
+                model.id
+            ),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Mean divergence between base and adapter over the canary's prompts; unbilled, and unknown to the journal.

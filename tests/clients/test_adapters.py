@@ -226,6 +226,12 @@ def test_a_name_that_cannot_be_typed_is_refused(http, name):
     assert upload(http, quote(name, safe=""), lora.adapter(11)).status_code in (400, 404, 422)
 
 
+def test_a_base_models_name_is_not_for_adapters(http, client):
+    reply = upload(http, MODEL, lora.adapter(15))
+    assert reply.status_code == 409 and MODEL in reply.json()["error"]["message"], reply.text
+    assert MODEL not in names(http)
+
+
 def test_another_account_is_not_ours_to_write(http):
     reply = http.put("/v1/adapters/somebody/else", files=lora.parts(lora.adapter(12)))
     assert reply.status_code in (403, 404), reply.text
