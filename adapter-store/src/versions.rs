@@ -88,6 +88,13 @@ impl AdapterStore {
         rows.iter().map(version_of).collect()
     }
 
+    /// Whether the adapter was there and its owner has deleted it.
+    pub async fn is_deleted(&self, account: &AccountName, name: &AdapterName) -> Result<bool, StoreError> {
+        let query = "SELECT 1 FROM adapters WHERE account = $1 AND name = $2 AND deleted_ms IS NOT NULL";
+        let row = sqlx::query(query).bind(account.as_str()).bind(name.as_str()).fetch_optional(self.db.pool()).await?;
+        Ok(row.is_some())
+    }
+
     /// A version with this digest: all of them answer the same.
     pub(crate) async fn any_version_of(&self, digest: Digest) -> Result<Version, StoreError> {
         let sql = format!("{SELECT} WHERE v.digest = $1 LIMIT 1");

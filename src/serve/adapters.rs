@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use adapter_store::UploadFile;
 use gateway::{Platform, Push};
 use indicatif::{ProgressBar, ProgressStyle};
-use platform::AccountName;
+use platform::{AccountName, AdapterName};
 
 use super::models::ModelSource;
 use super::{ServeError, builtin};
@@ -22,10 +22,7 @@ pub async fn import(
     sources: &[ModelSource],
 ) -> Result<Vec<String>, ServeError> {
     if sources.iter().any(ModelSource::is_builtin) {
-        for adapter in builtin::adapters() {
-            let files = adapter.files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect();
-            push(platform, account, &adapter.name, Some(builtin::ID), files).await?;
-        }
+        import_builtin(platform, account).await?;
     }
     let paths = folders.iter().map(|folder| sub_folders(folder)).collect::<Result<Vec<_>, _>>()?.concat();
     // Drawn on a terminal only.
@@ -40,6 +37,20 @@ pub async fn import(
     bar.finish_and_clear();
     let listed = platform.store.list(account, "", LISTED).await.map_err(|e| ServeError::Adapters(e.to_string()))?;
     Ok(listed.into_iter().map(|version| version.name.to_string()).collect())
+}
+
+/// What its owner has deleted stays deleted.
+async fn import_builtin(platform: &Platform, account: &AccountName) -> Result<(), ServeError> {
+    for adapter in builtin::adapters() {
+        let failed = |reason: String| ServeError::Adapters(format!("{}: {reason}", adapter.name));
+        let name: AdapterName = adapter.name.parse().map_err(|e: platform::ids::IdError| failed(e.to_string()))?;
+        if platform.store.is_deleted(account, &name).await.map_err(|e| failed(e.to_string()))? {
+            continue;
+        }
+        let files = adapter.files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect();
+        push(platform, account, &adapter.name, Some(builtin::ID), files).await?;
+    }
+    Ok(())
 }
 
 fn bar_style() -> ProgressStyle {

@@ -6,3 +6,4 @@ mod refusals;
 mod server;
 mod settings;
 mod standin;
+mod start;

@@ -37,7 +37,9 @@ async fn a_number_is_never_given_twice() {
     store.delete(&local, &x).await.unwrap();
     assert!(store.list(&local, "", 10).await.unwrap().is_empty());
     assert!(matches!(store.versions(&local, &x).await, Err(StoreError::Missing { .. })));
+    assert!(store.is_deleted(&local, &x).await.unwrap() && !store.is_deleted(&local, &name("y")).await.unwrap());
     assert_eq!(push(&store, "x", Built::good(1).files()).await.version, 4);
+    assert!(!store.is_deleted(&local, &x).await.unwrap(), "a name that was given again is still deleted");
     assert_eq!(store.list(&local, "", 10).await.unwrap().len(), 1);
 }
 
