@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use adapter_store::AdapterStore;
+use adapter_store::{AdapterStore, Version};
 use billing::{Journal, Ledger, Prices, Wallets};
 use gateway::{Accounts, Metrics, Platform, Replies, ServedModel, StoreImages};
 use model::{Executor, GenerationDefaults, LoadOptions};
@@ -105,6 +105,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let servers = gateway::serve(platform.clone(), api, ops)?;
     let adapters = adapters::import(&platform, &account, &config.adapters, &sources).await?;
     platform.ready.store(true, std::sync::atomic::Ordering::Relaxed);
+    let example = example(&platform, &adapters);
     let screen = FirstScreen {
         ready_in: started.elapsed(),
         device,
@@ -112,7 +113,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         models: sources.into_iter().map(|source| source.id).collect(),
         key,
         url,
-        adapters,
+        adapters: adapters.into_iter().map(|version| version.name.to_string()).collect(),
+        example,
     };
     println!("{screen}");
     servers.run_until(stop_signal(), Duration::from_secs(config.drain_timeout_s)).await?;
@@ -271,6 +273,16 @@ async fn assemble(
         ready: false.into(),
         version: env!("CARGO_PKG_VERSION"),
     })
+}
+
+/// What to talk to first: the built-in adapter that changes the answer to anything one says, another adapter, a base model;
+/// nothing that has no chat template.
+fn example(platform: &Platform, adapters: &[Version]) -> Option<String> {
+    let speaks = |base: &str| platform.model(base).is_some_and(|model| model.text.has_template());
+    let mut able = adapters.iter().filter(|version| speaks(&version.base)).map(|version| version.name.as_str());
+    let first = able.clone().find(|&name| name == "support").or_else(|| able.next());
+    let base = || platform.models.iter().map(|model| &*model.id).find(|id| speaks(id));
+    first.or_else(base).map(str::to_owned)
 }
 
 /// Puts this server into the user's credentials file, and says where the key is.

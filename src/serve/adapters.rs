@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use adapter_store::UploadFile;
+use adapter_store::{UploadFile, Version};
 use gateway::{Platform, Push};
 use indicatif::{ProgressBar, ProgressStyle};
 use platform::{AccountName, AdapterName};
@@ -13,14 +13,14 @@ use super::{ServeError, builtin};
 /// Most adapters that the first screen needs to know of.
 const LISTED: u32 = 1000;
 
-/// Imports them under the first account. The same bytes again are the same version, so a restart adds nothing. Returns the
-/// names of all adapters of the account.
+/// Imports them under the first account. The same bytes again are the same version, so a restart adds nothing. Returns those
+/// of the account's adapters whose base model is loaded.
 pub async fn import(
     platform: &Platform,
     account: &AccountName,
     folders: &[PathBuf],
     sources: &[ModelSource],
-) -> Result<Vec<String>, ServeError> {
+) -> Result<Vec<Version>, ServeError> {
     if sources.iter().any(ModelSource::is_builtin) {
         import_builtin(platform, account).await?;
     }
@@ -36,7 +36,7 @@ pub async fn import(
     }
     bar.finish_and_clear();
     let listed = platform.store.list(account, "", LISTED).await.map_err(|e| ServeError::Adapters(e.to_string()))?;
-    Ok(listed.into_iter().map(|version| version.name.to_string()).collect())
+    Ok(listed.into_iter().filter(|version| platform.model(&version.base).is_some()).collect())
 }
 
 /// What its owner has deleted stays deleted.

@@ -29,7 +29,10 @@ pub struct FirstScreen {
     pub toy: bool,
     pub url: String,
     pub key: KeyNote,
+    /// Those that can answer now.
     pub adapters: Vec<String>,
+    /// A name that answers `myriad chat`, where one does.
+    pub example: Option<String>,
 }
 
 /// Most adapters that are named; the rest are counted.
@@ -44,13 +47,8 @@ impl fmt::Display for FirstScreen {
         writeln!(f, "  API         {}/v1", self.url)?;
         writeln!(f, "  Key         {}", self.key)?;
         writeln!(f, "  Adapters    {}", self.adapter_names())?;
-        // The built-in adapter that changes the answer to anything one says first.
-        let shown = self.adapters.iter().find(|name| *name == "support").or(self.adapters.first());
-        let example = shown.or(self.models.first()).map_or("", String::as_str);
-        write!(
-            f,
-            "Next:  myriad chat {example}   |   myriad push ./my-lora my-lora   |   myriad serve --model Qwen/Qwen3-0.6B"
-        )
+        let chat = self.example.as_ref().map(|name| format!("myriad chat {name}   |   ")).unwrap_or_default();
+        write!(f, "Next:  {chat}myriad push ./my-lora my-lora   |   myriad serve --model Qwen/Qwen3-0.6B")
     }
 }
 

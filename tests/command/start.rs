@@ -24,6 +24,30 @@ fn key(server: &Server) -> String {
     key.expect("the first screen shows the key").to_owned()
 }
 
+fn other_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/fixtures/models/llama3")
+}
+
+/// The name after `myriad chat` on the first screen.
+fn example(server: &Server) -> String {
+    let (_, next) = server.screen.split_once("myriad chat ").expect("the screen names something to talk to");
+    next.split_whitespace().next().unwrap().to_owned()
+}
+
+#[test]
+fn adapters_of_a_base_that_is_not_loaded_are_not_offered() {
+    let home = Home::new();
+    home.serve(&[]).stop();
+    let server = home.serve(&["--model", other_model().to_str().unwrap()]);
+    for name in ["support", "extract"] {
+        assert!(!server.screen.contains(name), "{name}: {}", server.screen);
+        assert!(!home.printed(&["models"]).contains(name));
+    }
+    let example = example(&server);
+    assert_eq!(example, "llama3");
+    home.printed(&["chat", &example, "-m", "w1 w2", "--max-tokens", "4"]);
+}
+
 #[test]
 fn a_built_in_adapter_that_was_deleted_stays_deleted_until_it_is_pushed_again() {
     let home = Home::new();

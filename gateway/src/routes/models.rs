@@ -1,4 +1,4 @@
-//! What the caller can name as `model`: base models, then the account's own adapters.
+//! What the caller can name as `model`: base models, then the account's own adapters of these.
 
 use actix_web::{HttpResponse, web};
 use adapter_store::Version;
@@ -15,7 +15,9 @@ const LISTED: u32 = 10_000;
 pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     let own = platform.store.list(&caller.account, "", LISTED).await?;
     let bases = platform.models.iter().map(base);
-    let adapters = own.iter().map(|version| adapter(version, version.name.as_str()));
+    // The others are stored, but nothing here can run them.
+    let usable = own.iter().filter(|version| platform.model(&version.base).is_some());
+    let adapters = usable.map(|version| adapter(version, version.name.as_str()));
     let data: Vec<Value> = bases.chain(adapters).collect();
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data })))
 }
