@@ -2,6 +2,7 @@
 
 mod client;
 mod hub;
+mod push;
 mod refusals;
 mod server;
 mod settings;

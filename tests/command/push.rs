@@ -1,0 +1,53 @@
+//! `myriad push`: which folders and which name are meant, and what it says of each.
+
+use std::path::Path;
+use std::process::Output;
+
+use super::server::{Home, adapter};
+
+/// Copies a built-in adapter to `name` in this home.
+fn copy(home: &Home, from: &str, name: &str) {
+    let to = home.path(name);
+    std::fs::create_dir_all(&to).unwrap();
+    for entry in std::fs::read_dir(adapter(from)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+/// Runs `myriad push` in this home's folder.
+fn push(home: &Home, arguments: &[&str]) -> Output {
+    let all = [&["push"], arguments].concat();
+    home.myriad(&all).current_dir(home.path("")).output().expect("the binary runs")
+}
+
+fn pushed(home: &Home, arguments: &[&str]) -> String {
+    let output = push(home, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn refused(home: &Home, arguments: &[&str]) -> String {
+    let output = push(home, arguments);
+    assert!(!output.status.success(), "{arguments:?} was accepted");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Changes a value of an adapter's configuration.
+fn configure(folder: &Path, from: &str, to: &str) {
+    let path = folder.join("adapter_config.json");
+    let config = std::fs::read_to_string(&path).unwrap();
+    assert!(config.contains(from), "{config}");
+    std::fs::write(path, config.replace(from, to)).unwrap();
+}
+
+#[test]
+fn a_folder_that_holds_only_a_checkpoint_is_an_adapter() {
+    let home = Home::new();
+    let _server = home.serve(&[]);
+    copy(&home, "sql", "run/checkpoint-100");
+    assert!(pushed(&home, &["./run"]).contains("as run@1"));
+    copy(&home, "sql", "run/checkpoint-200");
+    let said = refused(&home, &["./run"]);
+    assert!(said.contains("checkpoint-100, checkpoint-200"), "{said}");
+}
