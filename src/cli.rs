@@ -78,9 +78,14 @@ pub struct Chat {
 
 #[derive(Debug, Args)]
 pub struct Push {
-    /// Adapter folders, then optionally the name: DIR... [NAME | ACCOUNT/NAME]
+    /// Adapter folders, then optionally the name: DIR... [NAME | ACCOUNT/NAME]. A last word that is also a folder must say
+    /// which it is: `./keep` is the folder, `--name keep` the name
     #[arg(required = true, value_name = "DIR... [NAME]")]
     pub what: Vec<String>,
+
+    /// Name of the adapter, for one folder: NAME or ACCOUNT/NAME [default: the folder's name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 
     /// Also point this alias at the new version
     #[arg(long, value_name = "ALIAS")]

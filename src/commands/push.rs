@@ -18,7 +18,7 @@ const CHUNK: usize = 256 << 10;
 
 pub async fn run(push: &Push) -> Result<(), ClientError> {
     let client = Client::new(&push.server)?;
-    let (folders, name) = folders_and_name(&push.what)?;
+    let (folders, name) = folders_and_name(push)?;
     if let [folder] = folders.as_slice() {
         let name = match name {
             Some(name) => name,
@@ -30,7 +30,7 @@ pub async fn run(push: &Push) -> Result<(), ClientError> {
     }
     if name.is_some() {
         return Err(ClientError::Usage(
-            "with several folders each adapter takes its folder's name; leave the name out".into(),
+            "with several folders each adapter takes its folder's name; leave the name out, or push one folder".into(),
         ));
     }
     push_many(&client, push, &folders).await
@@ -65,13 +65,13 @@ async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<
     }
 }
 
-/// Every argument that is a folder is one to push; a last one that is not is the name.
-fn folders_and_name(what: &[String]) -> Result<(Vec<PathBuf>, Option<String>), ClientError> {
-    let (last, before) = what.split_last().ok_or_else(|| ClientError::Usage("name a folder".into()))?;
+/// Every argument that is a folder is one to push; a last one that is not, or that names the only one before it, is the name.
+fn folders_and_name(push: &Push) -> Result<(Vec<PathBuf>, Option<String>), ClientError> {
+    let (last, before) = push.what.split_last().ok_or_else(|| ClientError::Usage("name a folder".into()))?;
     let mut folders: Vec<PathBuf> = before.iter().map(PathBuf::from).collect();
-    let name = if Path::new(last).is_dir() || before.is_empty() {
+    let name = if push.name.is_some() || before.is_empty() || (Path::new(last).is_dir() && !is_name(before, last)?) {
         folders.push(last.into());
-        None
+        push.name.clone()
     } else {
         Some(last.clone())
     };
@@ -81,10 +81,26 @@ fn folders_and_name(what: &[String]) -> Result<(Vec<PathBuf>, Option<String>), C
     }
 }
 
+/// Whether the last argument, which is a folder, is meant as a name all the same: a plain word behind one folder that is that
+/// very folder. A plain word that is another folder could be either, and is not guessed.
+fn is_name(before: &[String], last: &str) -> Result<bool, ClientError> {
+    let [folder] = before else { return Ok(false) };
+    if last.contains(std::path::is_separator) || last.starts_with('.') || !Path::new(folder).is_dir() {
+        return Ok(false);
+    }
+    let whole = |path: &str| Path::new(path).canonicalize().map_err(|e| file_error(Path::new(path), e));
+    if whole(folder)? == whole(last)? {
+        return Ok(true);
+    }
+    Err(ClientError::Usage(format!(
+        "{last} is a folder and could be a name too; write ./{last} for the folder, or --name {last} for the name"
+    )))
+}
+
 fn folder_name(folder: &Path) -> Result<String, ClientError> {
     let whole = folder.canonicalize().map_err(|e| file_error(folder, e))?;
     let name = whole.file_name().map(|name| name.to_string_lossy().to_lowercase());
-    name.ok_or_else(|| file_error(folder, "has no name; give one: myriad push DIR NAME"))
+    name.ok_or_else(|| file_error(folder, "has no name; give one with --name NAME"))
 }
 
 fn file_error(path: &Path, reason: impl ToString) -> ClientError {

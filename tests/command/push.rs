@@ -51,3 +51,22 @@ fn a_folder_that_holds_only_a_checkpoint_is_an_adapter() {
     let said = refused(&home, &["./run"]);
     assert!(said.contains("checkpoint-100, checkpoint-200"), "{said}");
 }
+
+#[test]
+fn a_word_that_names_the_pushed_folder_is_its_name_and_another_folder_is_not_guessed() {
+    let home = Home::new();
+    let _server = home.serve(&[]);
+    copy(&home, "sql", "my-lora");
+    copy(&home, "sql", "keep");
+    for folder in ["./my-lora", "my-lora", "my-lora/"] {
+        assert!(pushed(&home, &[folder, "my-lora"]).contains("as my-lora@1"), "{folder}");
+    }
+    assert!(pushed(&home, &["./my-lora", "other"]).contains("as other@1"));
+    let said = refused(&home, &["./my-lora", "keep"]);
+    assert!(said.contains("./keep") && said.contains("--name keep"), "{said}");
+    assert!(pushed(&home, &["./my-lora", "--name", "keep"]).contains("as keep@1"));
+    let table = pushed(&home, &["./my-lora", "./keep"]);
+    assert_eq!(table.matches("live").count(), 2, "{table}");
+    let said = refused(&home, &["./my-lora", "./keep", "--name", "both"]);
+    assert!(said.contains("one folder"), "{said}");
+}
