@@ -38,18 +38,22 @@ pub async fn run(push: &Push) -> Result<(), ClientError> {
 
 async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<(), ClientError> {
     let mut table = Table::new(["folder", "adapter", "rank", "canary KL", "seconds", "result"]);
-    let mut refused = 0;
+    let (mut refused, mut said) = (0, Vec::new());
     for folder in folders {
         let name = folder_name(folder)?;
         let row = match upload(client, push, folder, &name).await {
-            Ok((version, seconds)) => [
-                folder.display().to_string(),
-                format!("{name}@{}", version["version"]),
-                version["rank"].to_string(),
-                canary(&version),
-                format!("{seconds:.1}"),
-                "live".into(),
-            ],
+            Ok((version, seconds)) => {
+                let live = format!("{name}@{}", version["version"]);
+                said.extend(warnings(&version).map(|warning| format!("  warning: {live}: {warning}")));
+                [
+                    folder.display().to_string(),
+                    live,
+                    version["rank"].to_string(),
+                    canary(&version),
+                    format!("{seconds:.1}"),
+                    "live".into(),
+                ]
+            }
             Err(error) => {
                 refused += 1;
                 let dash = || "-".to_owned();
@@ -59,6 +63,7 @@ async fn push_many(client: &Client, push: &Push, folders: &[PathBuf]) -> Result<
         table.push(row);
     }
     print!("{}", table.text());
+    said.iter().for_each(|warning| println!("{warning}"));
     match refused {
         0 => Ok(()),
         n => Err(ClientError::Usage(format!("{n} of {} adapters were refused", folders.len()))),
@@ -162,6 +167,10 @@ fn canary(version: &Value) -> String {
     version["canary"]["kl"].as_f64().map_or("-".into(), |kl| format!("{kl:.2}"))
 }
 
+fn warnings(version: &Value) -> impl Iterator<Item = &str> {
+    version["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
 fn summary(version: &Value, name: &str, seconds: f64) -> String {
     let mut text = format!(
         "  {tensors}/{tensors} tensors bound   rank {rank}   canary KL {canary}   live in {seconds:.1} s as {name}@{number}",
@@ -170,7 +179,7 @@ fn summary(version: &Value, name: &str, seconds: f64) -> String {
         canary = canary(version),
         number = version["version"],
     );
-    for warning in version["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in warnings(version) {
         text.push_str(&format!("\n  warning: {warning}"));
     }
     text

@@ -70,3 +70,15 @@ fn a_word_that_names_the_pushed_folder_is_its_name_and_another_folder_is_not_gue
     let said = refused(&home, &["./my-lora", "./keep", "--name", "both"]);
     assert!(said.contains("one folder"), "{said}");
 }
+
+#[test]
+fn warnings_are_shown_under_the_table_of_many() {
+    let home = Home::new();
+    let _server = home.serve(&[]);
+    copy(&home, "sql", "one");
+    copy(&home, "sql", "two");
+    configure(&home.path("two"), "\"lora_alpha\": 16", "\"lora_alpha\": 0");
+    let table = pushed(&home, &["./one", "./two"]);
+    assert!(table.contains("warning: two@1: ") && table.contains("lora_alpha"), "{table}");
+    assert!(!table.contains("warning: one@1"), "{table}");
+}
