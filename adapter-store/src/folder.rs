@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use platform::AdapterName;
+
 use crate::upload::{FILES, UPLOAD_BYTES, UploadFile};
 
 /// A path that could not be read, or holds no adapter.
@@ -65,6 +67,13 @@ pub fn sub_folders(folder: &Path) -> Result<Vec<PathBuf>, FolderError> {
     }
     found.sort();
     Ok(found)
+}
+
+/// The name of the adapter in a folder where nobody gives it another: the nearest to the folder's own.
+pub fn name(folder: &Path) -> Result<AdapterName, FolderError> {
+    let whole = folder.canonicalize().map_err(|e| about(folder, e))?;
+    let name = whole.file_name().and_then(|name| AdapterName::nearest(&name.to_string_lossy()));
+    name.ok_or_else(|| about(folder, "its name has nothing that an adapter's name may have (a-z, 0-9)"))
 }
 
 fn read(folder: &Path) -> Result<Vec<UploadFile>, FolderError> {

@@ -103,9 +103,9 @@ fn is_name(before: &[String], last: &str) -> Result<bool, ClientError> {
 }
 
 fn folder_name(folder: &Path) -> Result<String, ClientError> {
-    let whole = folder.canonicalize().map_err(|e| file_error(folder, e))?;
-    let name = whole.file_name().map(|name| name.to_string_lossy().to_lowercase());
-    name.ok_or_else(|| file_error(folder, "has no name; give one with --name NAME"))
+    let name = adapter_store::folder::name(folder);
+    let name = name.map_err(|error| file_error(&error.path, format!("{}; give one with --name NAME", error.reason)))?;
+    Ok(name.to_string())
 }
 
 fn file_error(path: &Path, reason: impl ToString) -> ClientError {

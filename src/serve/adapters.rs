@@ -1,9 +1,10 @@
 //! Adapters that are there from the start: the built-in model's own, and every folder in `--adapters`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use adapter_store::{UploadFile, Version};
-use gateway::{Platform, Push};
+use adapter_store::{UploadFile, Version, folder};
+use gateway::{ApiError, Platform, Push};
 use indicatif::{ProgressBar, ProgressStyle};
 use platform::{AccountName, AdapterName};
 
@@ -24,17 +25,9 @@ pub async fn import(
     if sources.iter().any(ModelSource::is_builtin) {
         import_builtin(platform, account).await?;
     }
-    let paths = folders.iter().map(|folder| sub_folders(folder)).collect::<Result<Vec<_>, _>>()?.concat();
-    // Drawn on a terminal only.
-    let bar = ProgressBar::new(paths.len() as u64).with_style(bar_style());
-    for path in &paths {
-        let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-        bar.set_message(name.clone());
-        let files = adapter_store::folder::files(path).map_err(|error| ServeError::Adapters(error.to_string()))?;
-        push(platform, account, &name, None, files).await?;
-        bar.inc(1);
+    for folder in folders {
+        import_folder(platform, account, folder).await?;
     }
-    bar.finish_and_clear();
     let listed = platform.store.list(account, "", LISTED).await.map_err(|e| ServeError::Adapters(e.to_string()))?;
     Ok(listed.into_iter().filter(|version| platform.model(&version.base).is_some()).collect())
 }
@@ -44,11 +37,11 @@ async fn import_builtin(platform: &Platform, account: &AccountName) -> Result<()
     for adapter in builtin::adapters() {
         let failed = |reason: String| ServeError::Adapters(format!("{}: {reason}", adapter.name));
         let name: AdapterName = adapter.name.parse().map_err(|e: platform::ids::IdError| failed(e.to_string()))?;
-        if platform.store.is_deleted(account, &name).await.map_err(|e| failed(e.to_string()))? {
+        if is_deleted(platform, account, &name).await? {
             continue;
         }
         let files = adapter.files.into_iter().map(|(name, bytes)| UploadFile { name, bytes }).collect();
-        push(platform, account, &adapter.name, Some(builtin::ID), files).await?;
+        push(platform, account, name, Some(builtin::ID), files).await.map_err(|error| failed(error.message))?;
     }
     Ok(())
 }
@@ -59,33 +52,81 @@ fn bar_style() -> ProgressStyle {
         .progress_chars("=> ")
 }
 
-async fn push(
-    platform: &Platform,
-    account: &AccountName,
-    name: &str,
-    base: Option<&str>,
-    files: Vec<UploadFile>,
-) -> Result<(), ServeError> {
-    let failed = |reason: String| ServeError::Adapters(format!("{name}: {reason}"));
-    let adapter = name.parse().map_err(|error: platform::ids::IdError| failed(error.to_string()))?;
-    let push = Push { account: account.clone(), name: adapter, base: base.map(str::to_owned), alias: None, files };
-    gateway::push(platform, push).await.map_err(|error| failed(error.message))?;
+/// Imports every sub-folder. One that cannot be used is left out, and said to be; a folder of nothing else is an error.
+async fn import_folder(platform: &Platform, account: &AccountName, folder: &Path) -> Result<(), ServeError> {
+    let paths = folder::sub_folders(folder).map_err(|error| ServeError::Adapters(error.to_string()))?;
+    // Drawn on a terminal only.
+    let bar = ProgressBar::new(paths.len() as u64).with_style(bar_style());
+    let (mut names, mut refused) = (HashMap::new(), Vec::new());
+    for path in &paths {
+        bar.set_message(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default());
+        let left_out = import_one(platform, account, path, &mut names).await?;
+        if let Some(LeftOut::Refused(reason) | LeftOut::Deleted(reason)) = &left_out {
+            bar.suspend(|| eprintln!("left out {}: {reason}", path.display()));
+        }
+        if let Some(LeftOut::Refused(reason)) = left_out {
+            refused.push(format!("{}: {reason}", path.display()));
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if !paths.is_empty() && refused.len() == paths.len() {
+        return Err(ServeError::Adapters(format!("{}: no folder in it could be used", folder.display())));
+    }
     Ok(())
 }
 
-fn failed(path: &Path, reason: impl ToString) -> ServeError {
-    ServeError::Adapters(format!("{}: {}", path.display(), reason.to_string()))
+/// Why a folder is not offered.
+enum LeftOut {
+    Refused(String),
+    /// Nothing is wrong with it: its owner took the name away.
+    Deleted(String),
 }
 
-/// The folders in a folder, by name.
-fn sub_folders(folder: &Path) -> Result<Vec<PathBuf>, ServeError> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|e| failed(folder, e))? {
-        let path = entry.map_err(|e| failed(folder, e))?.path();
-        if path.is_dir() {
-            found.push(path);
-        }
+/// `names` are those that were taken, with their folders. An error is one of the server's own, whatever the folder.
+async fn import_one(
+    platform: &Platform,
+    account: &AccountName,
+    path: &Path,
+    names: &mut HashMap<AdapterName, PathBuf>,
+) -> Result<Option<LeftOut>, ServeError> {
+    let refused = |reason: String| Ok(Some(LeftOut::Refused(reason)));
+    let name = match folder::name(path) {
+        Ok(name) => name,
+        Err(error) => return refused(error.reason),
+    };
+    if let Some(other) = names.get(&name) {
+        return refused(format!("{name} is already {}; rename one of the folders", other.display()));
     }
-    found.sort();
-    Ok(found)
+    if is_deleted(platform, account, &name).await? {
+        return Ok(Some(LeftOut::Deleted(format!("{name} was deleted; push it to have it again"))));
+    }
+    let files = match folder::files(path) {
+        Ok(files) => files,
+        Err(error) => return refused(error.reason),
+    };
+    match push(platform, account, name.clone(), None, files).await {
+        Ok(_) => {
+            names.insert(name, path.to_owned());
+            Ok(None)
+        }
+        Err(error) if error.status.is_client_error() => refused(error.message),
+        Err(error) => Err(ServeError::Adapters(format!("{}: {}", path.display(), error.message))),
+    }
+}
+
+async fn is_deleted(platform: &Platform, account: &AccountName, name: &AdapterName) -> Result<bool, ServeError> {
+    let deleted = platform.store.is_deleted(account, name).await;
+    deleted.map_err(|error| ServeError::Adapters(format!("{name}: {error}")))
+}
+
+async fn push(
+    platform: &Platform,
+    account: &AccountName,
+    name: AdapterName,
+    base: Option<&str>,
+    files: Vec<UploadFile>,
+) -> Result<Version, ApiError> {
+    let push = Push { account: account.clone(), name, base: base.map(str::to_owned), alias: None, files };
+    gateway::push(platform, push).await
 }

@@ -87,12 +87,26 @@ impl Server {
         self.url.rsplit(':').next().unwrap_or_default()
     }
 
+    /// Stops it, and gives what it said on standard error.
+    pub fn said(&mut self) -> String {
+        self.terminate();
+        let mut said = String::new();
+        let stderr = self.child.stderr.as_mut().expect("its standard error is ours");
+        stderr.read_to_string(&mut said).expect("its standard error is text");
+        self.child.wait().expect("the server ends");
+        said
+    }
+
     /// SIGTERM, then the exit status.
     pub fn stop(mut self) -> std::process::ExitStatus {
+        self.terminate();
+        self.child.wait().expect("the server ends")
+    }
+
+    fn terminate(&self) {
         let pid = self.child.id().to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs");
         assert!(sent.success());
-        self.child.wait().expect("the server ends")
     }
 }
 

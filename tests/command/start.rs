@@ -48,6 +48,36 @@ fn adapters_of_a_base_that_is_not_loaded_are_not_offered() {
     home.printed(&["chat", &example, "-m", "w1 w2", "--max-tokens", "4"]);
 }
 
+/// Copies a built-in adapter to a folder.
+fn copy(from: &str, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(adapter(from)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_is_left_out_and_the_others_are_served() {
+    let home = Home::new();
+    let folder = home.path("adapters");
+    copy("sql", &folder.join("My LoRA v2"));
+    std::fs::create_dir_all(folder.join(".git")).unwrap();
+    std::fs::create_dir_all(folder.join("broken")).unwrap();
+    std::fs::write(folder.join("broken/adapter_config.json"), "{}").unwrap();
+    let mut server = home.serve(&["--adapters", folder.to_str().unwrap()]);
+    assert!(server.screen.contains("my-lora-v2"), "{}", server.screen);
+    home.printed(&["chat", "my-lora-v2", "-m", "hello", "--max-tokens", "4"]);
+    let said = server.said();
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("left out ")).collect();
+    assert!(matches!(lines[..], [line] if line.contains("broken: ") && line.contains("peft_type")), "{said}");
+
+    std::fs::remove_dir_all(folder.join("My LoRA v2")).unwrap();
+    let ports = ["--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"];
+    let said = home.refused(&[&["serve", "--adapters", folder.to_str().unwrap()], &ports[..]].concat());
+    assert!(said.contains("no folder in it could be used") && said.contains("peft_type"), "{said}");
+}
+
 #[test]
 fn a_built_in_adapter_that_was_deleted_stays_deleted_until_it_is_pushed_again() {
     let home = Home::new();

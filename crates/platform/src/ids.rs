@@ -135,6 +135,23 @@ name!(
     AdapterName, "an adapter name", "a-z, 0-9, '.', '_' and '-'", b"._-"
 );
 
+impl AdapterName {
+    /// The valid name that is nearest to what somebody called a folder: `My LoRA v2` is `my-lora-v2`. None where nothing of it
+    /// can stay.
+    pub fn nearest(text: &str) -> Option<Self> {
+        let mut name = String::new();
+        for character in text.chars().flat_map(char::to_lowercase) {
+            match character {
+                'a'..='z' | '0'..='9' | '.' | '_' => name.push(character),
+                _ if name.ends_with('-') => {}
+                _ => name.push('-'),
+            }
+        }
+        let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).trim_end_matches('-');
+        name[..name.len().min(NAME_BYTES)].trim_end_matches('-').parse().ok()
+    }
+}
+
 /// The id of one request: the response's `id`, the journal's key, the `x-request-id` header.
 ///
 /// 128 random bits, so that processes need no coordination to keep it unique.
@@ -173,6 +190,23 @@ mod tests {
         }
         assert!("sql-v1.2_b".parse::<AdapterName>().is_ok());
         assert!("sql.v1".parse::<AccountName>().is_err());
+    }
+
+    #[test]
+    fn a_folders_name_becomes_the_nearest_name() {
+        let long = "x".repeat(80);
+        for (folder, name) in [
+            ("sql-v1.2_b", "sql-v1.2_b"),
+            ("My LoRA v2", "my-lora-v2"),
+            ("_out (final)", "out-final"),
+            ("a - b", "a-b"),
+            ("Größe", "gr-e"),
+            (&long, &long[..64]),
+        ] {
+            assert_eq!(AdapterName::nearest(folder).unwrap().as_str(), name);
+        }
+        assert_eq!(AdapterName::nearest("--"), None);
+        assert_eq!(AdapterName::nearest("模型"), None);
     }
 
     #[test]
