@@ -150,7 +150,10 @@ fn open(file: &[u8]) -> Result<SafeTensors<'_>, StoreError> {
 /// Where a tensor belongs, from its name.
 fn place(name: &str, target: Target<'_>) -> Result<Place, StoreError> {
     let shown: String = name.chars().take(200).collect();
-    let unknown = |reason: &str| refused(format!("{shown}: {reason}."));
+    let unknown = |reason: &str| {
+        let end = if reason.ends_with('?') { "" } else { "." };
+        refused(format!("{shown}: {reason}{end}"))
+    };
     let (module, half) = halves(name).ok_or_else(|| unknown(what_it_is(name)))?;
     // The same model is wrapped differently by different trainers; what counts is the path from the layers on.
     let start = module.find("layers.").filter(|&at| at == 0 || module.as_bytes()[at - 1] == b'.');

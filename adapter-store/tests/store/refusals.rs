@@ -91,7 +91,7 @@ async fn every_bad_tensor_is_named() {
         (
             "a layer too many",
             put(&A.replace("layers.0", &format!("layers.{layers}")), &[RANK, hidden], 0.1),
-            format!("llama has {layers} layers"),
+            format!("llama has {layers} layers. Was it trained on another size? Nothing"),
         ),
         (
             "an unknown module",
