@@ -87,7 +87,7 @@ impl PeftConfig {
             rslora: json.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
             ranks: Patterns::parse(&json, "rank_pattern", |value| value.fract() == 0.0 && value >= 1.0)?,
             alphas: Patterns::parse(&json, "alpha_pattern", f64::is_finite)?,
-            selection: Selection::parse(&json),
+            selection: Selection::parse(&json)?,
         })
     }
 
@@ -208,6 +208,8 @@ mod tests {
             (r#""rank_pattern":{"q_proj":2.5}"#, "rank_pattern"),
             (r#""rank_pattern":[4]"#, "rank_pattern"),
             (r#""rank_pattern":{"(":1}"#, "rank_pattern"),
+            (r#""target_modules":"((""#, "target_modules \"((\""),
+            (r#""exclude_modules":"*_proj""#, "exclude_modules"),
         ] {
             let text = format!(r#"{{"peft_type":"LORA","r":8,"lora_alpha":8,{more}}}"#);
             let said = PeftConfig::parse(text.as_bytes()).unwrap_err().to_string();

@@ -5,8 +5,13 @@ use std::collections::BTreeSet;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+use crate::StoreError;
+use crate::error::refused;
+
 /// Largest memory of one compiled pattern.
 const PATTERN_PROGRAM_BYTES: usize = 1 << 20;
+/// Longest pattern that is looked at again where it does not compile.
+const PATTERN_BYTES: usize = 4096;
 /// Most names of modules and numbers of layers that are compared, and that a warning lists.
 const COMPARED: usize = 4096;
 const LISTED: usize = 5;
@@ -29,15 +34,15 @@ enum Modules {
 
 impl Modules {
     /// `None` where it is absent, or in a form that cannot be compared.
-    fn parse(value: Option<&Value>) -> Option<Self> {
-        match value? {
-            Value::String(word) if word == "all-linear" => Some(Self::All),
-            Value::String(pattern) => whole(pattern).map(Self::Pattern),
-            Value::Array(names) if !names.is_empty() => {
+    fn parse(json: &Map<String, Value>, key: &str) -> Result<Option<Self>, StoreError> {
+        Ok(match json.get(key) {
+            Some(Value::String(word)) if word == "all-linear" => Some(Self::All),
+            Some(Value::String(pattern)) => whole(key, pattern)?.map(Self::Pattern),
+            Some(Value::Array(names)) if !names.is_empty() => {
                 Some(Self::Names(names.iter().take(COMPARED).filter_map(Value::as_str).map(str::to_owned).collect()))
             }
             _ => None,
-        }
+        })
     }
 
     fn has(&self, path: &str) -> bool {
@@ -49,8 +54,20 @@ impl Modules {
     }
 }
 
-fn whole(pattern: &str) -> Option<Regex> {
-    regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(PATTERN_PROGRAM_BYTES).build().ok()
+/// `None` for a pattern that only Python can match: lookarounds, references, or one that is too large here.
+fn whole(key: &str, pattern: &str) -> Result<Option<Regex>, StoreError> {
+    let compiled = regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(PATTERN_PROGRAM_BYTES).build();
+    let parses = || pattern.len() > PATTERN_BYTES || fancy_regex::Expr::parse_tree(pattern).is_ok();
+    match compiled {
+        Ok(pattern) => Ok(Some(pattern)),
+        Err(regex::Error::Syntax(_)) if !parses() => {
+            let shown: String = pattern.chars().take(80).collect();
+            Err(refused(format!(
+                "adapter_config.json: {key} {shown:?} is neither a list of modules nor a valid pattern."
+            )))
+        }
+        Err(_) => Ok(None),
+    }
 }
 
 fn ends_with(path: &str, name: &str) -> bool {
@@ -58,18 +75,18 @@ fn ends_with(path: &str, name: &str) -> bool {
 }
 
 impl Selection {
-    pub fn parse(json: &Map<String, Value>) -> Self {
+    pub fn parse(json: &Map<String, Value>) -> Result<Self, StoreError> {
         let number = |value: &Value| value.as_u64().and_then(|layer| usize::try_from(layer).ok());
         let layers = match json.get("layers_to_transform") {
             Some(Value::Array(layers)) => Some(layers.iter().take(COMPARED).filter_map(number).collect()),
             Some(value) => number(value).map(|layer| BTreeSet::from([layer])),
             None => None,
         };
-        Self {
-            targets: Modules::parse(json.get("target_modules")),
-            excluded: Modules::parse(json.get("exclude_modules")),
+        Ok(Self {
+            targets: Modules::parse(json, "target_modules")?,
+            excluded: Modules::parse(json, "exclude_modules")?,
             layers,
-        }
+        })
     }
 
     fn selects(&self, path: &str, layer: usize) -> bool {
@@ -124,6 +141,7 @@ mod tests {
             (r#"{"target_modules": "all-linear", "exclude_modules": ["lm_head"]}"#, None),
             (r#"{"target_modules": ".*(q|up)_proj", "layers_to_transform": [0, 1]}"#, None),
             (r#"{"target_modules": "(?=lookahead).*"}"#, None),
+            (r#"{"target_modules": ".*(?P<kind>q|up)_proj(?#python's)\\Z"}"#, None),
             (r#"{"target_modules": ["q_proj"]}"#, Some("does not select model.layers.1.mlp.up_proj")),
             (r#"{"exclude_modules": ".*up_proj"}"#, Some("does not select model.layers.1.mlp.up_proj")),
             (r#"{"layers_to_transform": 0}"#, Some("does not select model.layers.1.mlp.up_proj")),
@@ -131,7 +149,8 @@ mod tests {
             (r#"{"layers_to_transform": [0, 1, 7]}"#, Some("names 7, which no tensor is for")),
         ];
         for (config, expected) in cases {
-            let said = Selection::parse(&serde_json::from_str(config).unwrap()).disagreements(modules.into_iter());
+            let selection = Selection::parse(&serde_json::from_str(config).unwrap()).unwrap();
+            let said = selection.disagreements(modules.into_iter());
             assert_eq!(said.is_empty(), expected.is_none(), "{config}: {said:?}");
             assert!(expected.is_none_or(|expected| said[0].contains(expected)), "{config}: {said:?}");
         }
