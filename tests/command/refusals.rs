@@ -48,6 +48,23 @@ fn an_architecture_that_is_not_supported_lists_those_that_are() {
 }
 
 #[test]
+fn a_chat_template_that_cannot_be_read_is_told_its_line() {
+    let home = Home::new();
+    let folder = home.path("model");
+    std::fs::create_dir_all(&folder).unwrap();
+    let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/fixtures/models/llama3");
+    for entry in std::fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::write(folder.join("chat_template.jinja"), "{{ bos_token }}\n{% for message in %}\n").unwrap();
+    let said = home.refused(&serve(&["--model", folder.to_str().unwrap()]));
+    assert!(said.contains("chat_template.jinja: line 2"), "{said}");
+}
+
+#[test]
 fn a_bootstrap_key_of_the_wrong_form_is_refused() {
     let home = Home::new();
     let output = home.myriad(&serve(&[])).env("MYRIAD_BOOTSTRAP_KEY", "hunter2").output().unwrap();

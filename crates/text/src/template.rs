@@ -63,6 +63,14 @@ pub fn render(
         .map_err(|_| TextError::Template("the chat template wrote bytes that are not text".into()))
 }
 
+/// What is wrong with a template before anything is rendered with it: the line, and the fault there.
+pub fn fault(source: &str) -> Option<(usize, String)> {
+    let source = without_generation_blocks(source);
+    let error = environment(|| 0).template_from_str(&source).err()?;
+    let reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    Some((error.line().unwrap_or(1), reason))
+}
+
 fn environment(clock: Clock) -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -175,6 +183,13 @@ mod tests {
     fn a_template_that_raises_speaks_for_itself() {
         let error = rendered("{{ raise_exception('Roles must alternate') }}", json!([])).unwrap_err();
         assert_eq!(error.to_string(), "Roles must alternate");
+    }
+
+    #[test]
+    fn a_broken_template_is_told_its_line() {
+        let (line, reason) = fault("{{ bos_token }}\n{% for m in messages %}\n{{ m.content }\n{% endfor %}").unwrap();
+        assert!(line == 3 && !reason.is_empty(), "{line}: {reason}");
+        assert_eq!(fault("{% generation %}{{ messages }}{% endgeneration %}"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A model folder's tokenizer and chat template.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -186,20 +186,37 @@ fn special_tokens(config: &Map<String, Value>) -> Map<String, Value> {
     named.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect()
 }
 
-/// `chat_template.jinja`, else the configuration's `chat_template`: a string, or a list of named ones.
+/// The template in `chat_template.jinja`, else the configuration's `chat_template`: a string, or a list of named ones.
 fn find_template(folder: &Path, config: &Map<String, Value>) -> Result<Option<String>, TextError> {
-    if let Some(template) = read(&folder.join("chat_template.jinja"), CONFIG_BYTES)? {
-        return Ok(Some(template));
+    let path = folder.join("chat_template.jinja");
+    if let Some(template) = read(&path, CONFIG_BYTES)? {
+        return sound(path, template).map(Some);
     }
-    let in_json = object(&folder.join("chat_template.json"))?.remove("chat_template");
-    Ok(match in_json.or_else(|| config.get("chat_template").cloned()) {
+    let path = folder.join("chat_template.json");
+    let (path, found) = match object(&path)?.remove("chat_template") {
+        Some(found) => (path, Some(found)),
+        None => (folder.join("tokenizer_config.json"), config.get("chat_template").cloned()),
+    };
+    let template = match found {
         Some(Value::String(template)) => Some(template),
         Some(Value::Array(named)) => {
             let default = named.iter().find(|entry| entry["name"] == "default").or(named.first());
             default.and_then(|entry| entry["template"].as_str()).map(str::to_owned)
         }
         _ => None,
-    })
+    };
+    template.map(|template| sound(path, template)).transpose()
+}
+
+/// A template that can be read; what it does with a conversation shows when there is one.
+fn sound(path: PathBuf, template: String) -> Result<String, TextError> {
+    match template::fault(&template) {
+        None => Ok(template),
+        Some((line, reason)) => {
+            let reason = format!("line {line} of the chat template: {reason}; put it right, or remove the template");
+            Err(TextError::File { path, reason })
+        }
+    }
 }
 
 /// How a tokenizer writes bytes in its vocabulary.
