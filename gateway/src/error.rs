@@ -74,6 +74,10 @@ impl ResponseError for ApiError {
             // Clients retry 409 by themselves; here the same request fails the same way, as it does without credit.
             response.insert_header(("x-should-retry", "false"));
         }
+        if self.status == StatusCode::REQUEST_TIMEOUT {
+            // The rest of the body may still come; it is no next request.
+            response.force_close();
+        }
         response.json(self.body())
     }
 }

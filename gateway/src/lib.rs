@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod auth;
+mod body;
 mod changes;
 mod cors;
 mod error;

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use actix_web::dev::{Server, Service};
 use actix_web::http::header::{HeaderName, HeaderValue};
-use actix_web::middleware::Condition;
+use actix_web::middleware::{Condition, from_fn};
 use actix_web::{App, HttpServer, web};
 
-use crate::routes;
 use crate::state::Platform;
+use crate::{body, routes};
 
 /// A client has so long to send its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
@@ -39,7 +39,8 @@ pub fn serve(platform: Arc<Platform>, api: TcpListener, ops: TcpListener) -> std
     let api = HttpServer::new(move || {
         App::new()
             .app_data(api_data.clone())
-            .wrap(Condition::new(cors, actix_web::middleware::from_fn(crate::cors::open)))
+            .wrap(from_fn(body::in_time))
+            .wrap(Condition::new(cors, from_fn(crate::cors::open)))
             .wrap_fn(|request, service| {
                 let answered = service.call(request);
                 async move {
@@ -69,13 +70,14 @@ pub fn serve(platform: Arc<Platform>, api: TcpListener, ops: TcpListener) -> std
     .disable_signals()
     .listen(api)?
     .run();
-    let ops = HttpServer::new(move || App::new().app_data(data.clone()).configure(routes::ops))
-        .workers(1)
-        .client_request_timeout(HEAD_TIMEOUT)
-        .shutdown_timeout(SHUTDOWN_S)
-        .disable_signals()
-        .listen(ops)?
-        .run();
+    let ops =
+        HttpServer::new(move || App::new().app_data(data.clone()).wrap(from_fn(body::in_time)).configure(routes::ops))
+            .workers(1)
+            .client_request_timeout(HEAD_TIMEOUT)
+            .shutdown_timeout(SHUTDOWN_S)
+            .disable_signals()
+            .listen(ops)?
+            .run();
     Ok(Servers { platform, api, ops })
 }
 

@@ -1,6 +1,6 @@
 //! Adapters: upload, list, versions, aliases, download, delete.
 
-use actix_multipart::Multipart;
+use actix_multipart::{Multipart, MultipartError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::CONTENT_TYPE;
 use actix_web::{FromRequest, HttpRequest, HttpResponse, web};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::reply::JsonObject;
 use crate::accounts::Caller;
+use crate::body;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::upload::{self, Push};
@@ -113,12 +114,12 @@ impl Parts {
         }
         let mut body = body.into_inner();
         let multipart = Multipart::from_request(request, &mut body).await;
-        let wrong = |e: &dyn std::fmt::Display| {
-            ApiError::new(StatusCode::BAD_REQUEST, format!("the upload cannot be read: {e}"))
-        };
-        let mut multipart = multipart.map_err(|e| wrong(&e))?;
+        let mut multipart = multipart
+            .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the upload cannot be read: {error}")))?;
         let mut parts = Self::default();
-        while let Some(field) = multipart.try_next().await.map_err(|e| wrong(&e))? {
+        while let Some(field) =
+            multipart.try_next().await.map_err(|error| unread("the upload cannot be read", &error))?
+        {
             parts.take(field).await?;
         }
         Ok(parts)
@@ -130,8 +131,7 @@ impl Parts {
         let limit = if file.is_some() { UPLOAD_BYTES.saturating_sub(self.bytes) } else { TEXT_BYTES };
         let mut bytes = Vec::new();
         while let Some(chunk) = field.next().await {
-            let chunk =
-                chunk.map_err(|e| ApiError::new(StatusCode::BAD_REQUEST, format!("the upload broke off: {e}")))?;
+            let chunk = chunk.map_err(|error| unread("the upload broke off", &error))?;
             if bytes.len() + chunk.len() > limit || self.files.len() > FILES {
                 return Err(StoreError::TooLarge(format!(
                     "an adapter has at most {FILES} files and {UPLOAD_BYTES} bytes."
@@ -156,6 +156,15 @@ impl Parts {
         }
         Ok(())
     }
+}
+
+/// An upload that did not arrive whole.
+fn unread(what: &str, error: &MultipartError) -> ApiError {
+    let late = match error {
+        MultipartError::Payload(error) => body::late(error),
+        _ => None,
+    };
+    late.unwrap_or_else(|| ApiError::new(StatusCode::BAD_REQUEST, format!("{what}: {error}")))
 }
 
 fn shown(version: &Version) -> Value {

@@ -13,6 +13,7 @@ use serving_engine::Usage;
 use tokio::sync::mpsc::Receiver;
 
 use super::JSON_BYTES;
+use crate::body;
 use crate::error::ApiError;
 use crate::life::{Piece, Run};
 
@@ -34,6 +35,9 @@ impl FromRequest for JsonObject {
 
 /// A body that did not arrive whole, as an error of the same shape as all others.
 pub fn unread(error: &actix_web::Error) -> ApiError {
+    if let Some(late) = error.as_error().and_then(body::late) {
+        return late;
+    }
     match error.as_response_error().status_code() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {JSON_BYTES} bytes"))
