@@ -66,7 +66,7 @@ fn bounded(
     pause: Duration,
     whole: Duration,
 ) -> impl Stream<Item = Result<Bytes, PayloadError>> + 'static {
-    futures::stream::unfold((Some(payload), None), move |(payload, deadline)| async move {
+    let bytes = futures::stream::unfold((Some(payload), None), move |(payload, deadline)| async move {
         let mut payload = payload?;
         let now = Instant::now();
         let deadline = deadline.unwrap_or(now + whole);
@@ -75,7 +75,9 @@ fn bounded(
             Ok(chunk) => Some((chunk?, (Some(payload), Some(deadline)))),
             Err(_) => Some((Err(PayloadError::Io(io::Error::new(io::ErrorKind::TimedOut, late))), (None, None))),
         }
-    })
+    });
+    // The reader of multipart bodies asks again after the end.
+    bytes.fuse()
 }
 
 /// The answer to a body that came too late.

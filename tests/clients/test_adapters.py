@@ -209,9 +209,9 @@ def test_an_adapter_of_zeros_is_said_to_do_nothing(http):
     assert reply.status_code == 422 or reply.json()["warnings"], reply.text
 
 
-@pytest.mark.parametrize("alpha", [1e20, 1e30])
-def test_an_adapter_that_overflows_is_refused_and_its_neighbours_live(http, client, alpha):
-    message = refused(http, "overflowing", rewritten(lora.adapter(13), lora_alpha=alpha))
+def test_an_adapter_that_overflows_is_refused_and_its_neighbours_live(http, client):
+    every_linear = lora.adapter(13, linears=tuple(lora.shapes()))
+    message = refused(http, "overflowing", rewritten(every_linear, lora_alpha=1e30))
     assert "lora_alpha" in message and message.endswith("Nothing was stored.")
     assert answer(client, MODEL)
 
