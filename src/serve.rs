@@ -28,6 +28,8 @@ use first_screen::{FirstScreen, KeyNote};
 use models::ModelSource;
 
 const MIB: usize = 1 << 20;
+/// How long a server that stops waits for the database.
+const SIGN_OFF: Duration = Duration::from_secs(10);
 /// Largest key file, in bytes.
 const KEY_FILE_BYTES: u64 = 4096;
 
@@ -119,10 +121,22 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     };
     println!("{screen}");
     servers.run_until(stop_signal(), Duration::from_secs(config.drain_timeout_s)).await?;
-    platform.wallets.give_back_all().await?;
-    platform.journal.close().await?;
-    db.close().await;
+    sign_off(&platform, &db).await;
     Ok(())
+}
+
+/// Gives credit back and writes what is left. A database that is away must not keep the server: another one, or the next start,
+/// closes what it leaves behind.
+async fn sign_off(platform: &Platform, db: &Db) {
+    let signed_off = async {
+        platform.wallets.give_back_all().await?;
+        platform.journal.close().await
+    };
+    match tokio::time::timeout(SIGN_OFF, signed_off).await {
+        Ok(Ok(())) => db.close().await,
+        Ok(Err(error)) => tracing::warn!(%error, "credit could not be given back"),
+        Err(_) => tracing::warn!("the database does not answer; what was not written is settled at its last marks"),
+    }
 }
 
 fn start_log(config: &ServeConfig) {

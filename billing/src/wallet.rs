@@ -346,8 +346,10 @@ impl Wallets {
         let answer = tokio::spawn(async move { wallets.ask(&asked, least, wanted, &kept).await });
         let answer = tokio::time::timeout(LEDGER_TIMEOUT, answer).await.map_err(|_| BillingError::Slow)?;
         let answer = answer.map_err(|_| BillingError::Closed)??;
+        let taken = purse.state().take(least, wanted, caps);
+        // Until here: what was leased for this request must not be given back under it.
         drop(asking);
-        match purse.state().take(least, wanted, caps) {
+        match taken {
             Some(taken) => Ok(Ok(taken)),
             None => Ok(Err(answer.err().unwrap_or(Refusal::InsufficientCredit))),
         }

@@ -111,9 +111,11 @@ def test_what_clients_saw_finished_is_charged_once_and_nothing_else(own_server, 
         made = subprocess.run([ROOT / "tests/postgres", "database", folder], check=True, capture_output=True, text=True)
         arguments = ("--database", made.stdout.strip())
     try:
-        chaos(own_server(*arguments), folder if kind == "postgres" else None)
+        server = own_server(*arguments)
+        chaos(server, folder if kind == "postgres" else None)
     finally:
         if kind == "postgres":
+            server.stop()
             subprocess.run([ROOT / "tests/postgres", "stop", folder], check=True)
 
 
