@@ -370,6 +370,11 @@ pub struct Bench {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub concurrency: u32,
 
+    /// Send so many requests per second, evenly spaced, however long the answers take (at most --concurrency at once); latencies
+    /// count from when a request was due [default: the next when one ends]
+    #[arg(long, value_name = "RPS")]
+    pub rate: Option<f64>,
+
     /// Prompt length in tokens
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt_tokens: u32,

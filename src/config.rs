@@ -112,6 +112,10 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_LOG_FORMAT", value_enum, value_name = "FORMAT", default_value = "text")]
     pub log_format: LogFormat,
 
+    /// Write no rows and charge nothing: for the benchmark of what metering costs
+    #[arg(long, action = ArgAction::SetTrue, hide = true)]
+    pub without_metering: bool,
+
     /// Configuration file [default: myriad/config.toml in the XDG configuration home, where there is one]
     #[arg(long, env = "MYRIAD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -181,7 +185,7 @@ pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Comma
 
 /// Arguments that the configuration file may hold.
 fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
-    command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key"))
+    command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key" | "without_metering"))
 }
 
 fn plain_values(value: toml::Value) -> Option<Vec<OsStr>> {
@@ -211,7 +215,7 @@ pub fn reference(serve: &Command) -> String {
          environment variable, or as a key of the configuration file (TOML); the first of these that is there wins.\n\n\
          | flag | environment variable | file | default | what it does |\n|---|---|---|---|---|\n",
     );
-    for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+    for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help" && !arg.is_hide_set()) {
         let Some(long) = arg.get_long() else { continue };
         let value = arg.get_value_names().and_then(|names| names.first()).filter(|_| arg.get_action().takes_values());
         let flag = value.map_or_else(|| format!("--{long}"), |value| format!("--{long} {value}"));

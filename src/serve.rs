@@ -262,6 +262,7 @@ async fn assemble(
     let models = served.collect();
     let prices = Prices::open(db.clone()).await?;
     let (journal, interrupted) = Journal::open(db.clone(), prices.clone()).await?;
+    let journal = if config.without_metering { journal.silent() } else { journal };
     if interrupted > 0 {
         tracing::warn!(
             interrupted,

@@ -28,6 +28,9 @@ struct Sample {
 }
 
 pub async fn run(bench: &Bench) -> Result<(), ClientError> {
+    if bench.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
+        return Err(ClientError::Usage("--rate must be over 0".into()));
+    }
     let client = Client::new(&bench.server)?;
     let models = match bench.model.as_slice() {
         [] => vec![client.first_base().await?],
@@ -38,7 +41,10 @@ pub async fn run(bench: &Bench) -> Result<(), ClientError> {
     let next = Arc::new(AtomicUsize::new(0));
     let started = Instant::now();
     let workers: Vec<_> = (0..bench.concurrency.min(bench.requests))
-        .map(|_| tokio::spawn(work(client.clone(), plan.clone(), next.clone(), bar.clone(), bench.output_tokens)))
+        .map(|_| {
+            let pace = bench.rate.map(|rate| (started, rate));
+            tokio::spawn(work(client.clone(), plan.clone(), next.clone(), pace, bar.clone(), bench.output_tokens))
+        })
         .collect();
     let mut outcomes = Outcomes::default();
     for worker in workers {
@@ -75,28 +81,38 @@ async fn work(
     client: Client,
     plan: Arc<[Planned]>,
     next: Arc<AtomicUsize>,
+    pace: Option<(Instant, f64)>,
     bar: ProgressBar,
     output_tokens: u32,
 ) -> (Vec<Sample>, Vec<String>) {
     let (mut samples, mut failures) = (Vec::new(), Vec::new());
-    while let Some(planned) = plan.get(next.fetch_add(1, Ordering::Relaxed)) {
-        match request(&client, planned, output_tokens).await {
+    loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        let Some(planned) = plan.get(index) else { return (samples, failures) };
+        let due = pace.map(|(start, rate)| start + Duration::from_secs_f64(index as f64 / rate));
+        if let Some(due) = due {
+            tokio::time::sleep_until(due.into()).await;
+        }
+        match request(&client, planned, output_tokens, due.unwrap_or_else(Instant::now)).await {
             Ok(sample) => samples.push(sample),
             Err(error) => failures.push(error.to_string()),
         }
         bar.inc(1);
     }
-    (samples, failures)
 }
 
-async fn request(client: &Client, planned: &Planned, output_tokens: u32) -> Result<Sample, ClientError> {
+async fn request(
+    client: &Client,
+    planned: &Planned,
+    output_tokens: u32,
+    started: Instant,
+) -> Result<Sample, ClientError> {
     let body = json!({
         "model": planned.model, "prompt": planned.prompt, "max_tokens": output_tokens, "temperature": 0,
         "ignore_eos": true, "stream": true, "stream_options": { "include_usage": true },
         // A token whose text is not complete yet has no chunk of its own; with log-probabilities each has.
         "logprobs": 0,
     });
-    let started = Instant::now();
     let (mut arrivals, mut completion) = (Vec::new(), 0);
     let streamed = client.stream("/v1/completions", &body, |event| {
         let tokens = event["choices"][0]["logprobs"]["tokens"].as_array().map_or(0, Vec::len);
@@ -202,7 +218,7 @@ impl Report {
         let seconds = wall.as_secs_f64();
         let figures = json!({
             "models": models.len(), "popularity": format!("{:?}", bench.popularity).to_lowercase(),
-            "requests": bench.requests, "failed": outcomes.failures.len(), "concurrency": bench.concurrency,
+            "requests": bench.requests, "rate": bench.rate, "failed": outcomes.failures.len(), "concurrency": bench.concurrency,
             "prompt_tokens": bench.prompt_tokens, "output_tokens": bench.output_tokens, "seed": bench.seed,
             "seconds": seconds, "completion_tokens": completion,
             "output_tokens_per_s": completion as f64 / seconds,
@@ -210,10 +226,13 @@ impl Report {
             "latencies": latencies,
         });
         let heading = format!(
-            "{} requests, {} at a time, {} model(s) ({}), {} tokens in, {} out, {} failed\n\
+            "{} requests, {}, {} model(s) ({}), {} tokens in, {} out, {} failed\n\
              {:.1} output tokens/s   {:.2} requests/s   {seconds:.2} s in all\n",
             bench.requests,
-            bench.concurrency,
+            match bench.rate {
+                Some(rate) => format!("{rate} per second"),
+                None => format!("{} at a time", bench.concurrency),
+            },
             models.len(),
             figures["popularity"].as_str().unwrap_or_default(),
             bench.prompt_tokens,

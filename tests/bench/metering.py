@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""What metering costs: requests per second and time to first token without it, on SQLite and on PostgreSQL, in one run.
+
+    tests/bench/metering.py [ROUNDS]        needs target/release/myriad and the PostgreSQL server programs
+
+Three servers serve the built-in model, priced and prepaid where metering is on. Each round measures all three, one after the other:
+first how many requests per second it does at most (64 at once), then, at half of what the slowest did without metering, the time to
+first token of requests that come evenly spaced. The table has the medians of the rounds.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = ROOT / "target/release/myriad"
+KEY = "sk-myriad-key-of-the-metering-bench"
+PORTS = {"off": (18600, 19600), "SQLite": (18601, 19601), "PostgreSQL": (18602, 19602)}
+SHAPE = ["--prompt-tokens", "8", "--output-tokens", "2"]
+
+
+def call(url: str, body: dict | None = None):
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    method = "PATCH" if url.endswith("/accounts/local") else None
+    with urllib.request.urlopen(urllib.request.Request(url, data, headers, method=method), timeout=10) as reply:
+        return json.load(reply)
+
+
+def start(mode: str, folder: Path, arguments: list[str]) -> subprocess.Popen:
+    port, ops = PORTS[mode]
+    command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", "--ops-listen", f"127.0.0.1:{ops}", "--data", folder / mode, *arguments]
+    server = subprocess.Popen(command, env=os.environ | {"MYRIAD_BOOTSTRAP_KEY": KEY, "HOME": str(folder)}, stdout=subprocess.DEVNULL)
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+            break
+        except OSError:
+            time.sleep(0.05)
+    if mode != "off":
+        call(f"http://127.0.0.1:{ops}/admin/v1/prices", {"input": 0.5, "output": 2})
+        call(f"http://127.0.0.1:{ops}/admin/v1/accounts/local", {"credit": "prepaid"})
+        call(f"http://127.0.0.1:{ops}/admin/v1/credits", {"account": "local", "amount": 100000})
+    return server
+
+
+def bench(mode: str, out: Path, *arguments: str) -> dict:
+    server = ["--base-url", f"http://127.0.0.1:{PORTS[mode][0]}", "--api-key", KEY]
+    subprocess.run([BINARY, "bench", *SHAPE, "--out", out, *arguments, *server], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return json.loads(out.with_suffix(".json").read_text())
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        postgres = folder / "postgres"
+        subprocess.run([ROOT / "tests/postgres", "start", postgres], check=True, stdout=subprocess.DEVNULL)
+        database = subprocess.run([ROOT / "tests/postgres", "database", postgres], check=True, capture_output=True, text=True).stdout.strip()
+        arguments = {"off": ["--without-metering"], "SQLite": [], "PostgreSQL": ["--database", database]}
+        servers = [start(mode, folder, arguments[mode]) for mode in PORTS]
+        try:
+            measure(rounds, folder / "out")
+        finally:
+            for server in servers:
+                server.terminate()
+                server.wait()
+            subprocess.run([ROOT / "tests/postgres", "stop", postgres], check=True)
+
+
+def measure(rounds: int, out: Path) -> None:
+    most: dict[str, list[float]] = {mode: [] for mode in PORTS}
+    first: dict[str, list[dict]] = {mode: [] for mode in PORTS}
+    for mode in PORTS:
+        bench(mode, out, "--requests", "200", "--concurrency", "64")
+    for number in range(rounds):
+        for mode in PORTS:
+            most[mode].append(bench(mode, out, "--requests", "2000", "--concurrency", "64", "--seed", str(number))["requests_per_s"])
+        half = statistics.median(most["off"]) / 2
+        for mode in PORTS:
+            run = bench(mode, out, "--requests", "1500", "--concurrency", "256", "--rate", f"{half:.1f}", "--seed", str(number))
+            first[mode].append(run["latencies"]["time_to_first_token_ms"])
+        print(f"round {number + 1} of {rounds}: {most}", file=sys.stderr)
+    print("| metering | requests/s at most | of that without | first token p50, ms | p90 | p99 | added p99 |")
+    print("|---|---|---|---|---|---|---|")
+    median = lambda values: statistics.median(values)  # noqa: E731
+    for mode in PORTS:
+        rate, base = median(most[mode]), median(most["off"])
+        quantiles = {name: median([run[name] for run in first[mode]]) for name in ("p50", "p90", "p99")}
+        added = median([run["p99"] - off["p99"] for run, off in zip(first[mode], first["off"])])
+        print(f"| {mode} | {rate:.0f} | {rate / base:.2f} | {quantiles['p50']:.2f} | {quantiles['p90']:.2f} | {quantiles['p99']:.2f} | {added:+.2f} |")
+
+
+if __name__ == "__main__":
+    main()
