@@ -3,6 +3,7 @@
 //! A row holds quantities and the version of the price that was in force: money is derived from them. What has no price costs 0.
 //! Knows nothing of HTTP or tensors.
 
+mod books;
 mod journal;
 mod ledger;
 mod price;
@@ -14,7 +15,8 @@ mod usage;
 mod wallet;
 mod writer;
 
-pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
+pub use books::Books;
+pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_live};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
