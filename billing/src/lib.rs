@@ -4,6 +4,7 @@
 //! Knows nothing of HTTP or tensors.
 
 mod books;
+mod buckets;
 mod journal;
 mod ledger;
 mod price;
@@ -16,6 +17,7 @@ mod wallet;
 mod writer;
 
 pub use books::Books;
+pub use buckets::{BucketRow, Buckets, Dimension};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_live};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};

@@ -1,7 +1,6 @@
 """A server's data moves, is backed up and comes back: with every nano-dollar, key and adapter where it was."""
 
 import glob
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -11,17 +10,11 @@ import httpx
 import pytest
 
 import lora
-from server import ROOT
+from server import postgres_database
 from talk import ask, connect
 from test_statements import this_month
 
 PATIENT = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Say every word you know."}], "extra_body": {"ignore_eos": True}}
-
-
-def postgres_database() -> str:
-    folder = os.environ["MYRIAD_TEST_POSTGRES_FOLDER"]
-    made = subprocess.run([ROOT / "tests/postgres", "database", folder], capture_output=True, text=True, check=True)
-    return made.stdout.strip()
 
 
 def program(name: str) -> str:

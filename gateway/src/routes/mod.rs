@@ -8,6 +8,7 @@ mod completions;
 mod lora;
 mod models;
 mod ops;
+mod organization;
 mod reply;
 mod statements;
 
@@ -61,6 +62,9 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/members", web::get().to(account::members))
         .route("/v1/account/members/{name}", web::put().to(account::set_member))
         .route("/v1/account/members/{name}", web::delete().to(account::remove_member))
+        // The same, as the OpenAI API shows it
+        .route("/v1/organization/usage/completions", web::get().to(organization::completions))
+        .route("/v1/organization/costs", web::get().to(organization::costs))
         // Whoever watches
         .configure(health)
         .route("/", web::get().to(ops::front_page))
