@@ -13,6 +13,7 @@ use serving_engine::{AdapterImages, Engine, ImageFetchError};
 use text::Text;
 
 use crate::accounts::Accounts;
+use crate::audit::Audit;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
 
@@ -38,6 +39,7 @@ pub struct Platform {
     pub ledger: Ledger,
     pub wallets: Wallets,
     pub accounts: Accounts,
+    pub audit: Audit,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,
     pub replies: Replies,

@@ -3,6 +3,7 @@
 mod account;
 mod adapters;
 mod admin;
+mod audit;
 mod chat;
 mod completions;
 mod lora;
@@ -62,6 +63,7 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/members", web::get().to(account::members))
         .route("/v1/account/members/{name}", web::put().to(account::set_member))
         .route("/v1/account/members/{name}", web::delete().to(account::remove_member))
+        .route("/v1/account/audit", web::get().to(audit::own))
         // The same, as the OpenAI API shows it
         .route("/v1/organization/usage/completions", web::get().to(organization::completions))
         .route("/v1/organization/costs", web::get().to(organization::costs))

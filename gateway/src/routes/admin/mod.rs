@@ -1,6 +1,7 @@
 //! The operator's endpoints, on the operators' listener and for keys of the account that runs the server only.
 
 mod accounts;
+mod audit;
 mod prices;
 
 use actix_web::http::StatusCode;
@@ -20,6 +21,7 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/accounts/{account}/keys", web::get().to(accounts::keys))
         .route("/admin/v1/accounts/{account}/keys", web::post().to(accounts::create_key))
         .route("/admin/v1/accounts/{account}/keys/{id}", web::delete().to(accounts::revoke_key))
+        .route("/admin/v1/audit", web::get().to(audit::list))
         .route("/admin/v1/credits", web::post().to(accounts::credit))
         .route("/admin/v1/prices", web::get().to(prices::list))
         .route("/admin/v1/prices", web::post().to(prices::add));
