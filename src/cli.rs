@@ -39,6 +39,8 @@ pub enum Command {
     Ledger(Ledger),
     /// Make accounts, credit them and give them keys; for the operator
     Accounts(Accounts),
+    /// Bring a database up to date, or move everything into another one
+    Migrate(Migrate),
     /// Load a server and print latencies and throughput as a table
     Bench(Bench),
     /// Print the reference of all settings of `serve` (docs/configuration.md)
@@ -350,6 +352,21 @@ pub struct Database {
     /// Database of the server [default: sqlite in the data directory]
     #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
     pub database: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Migrate {
+    /// Empty database that gets everything: postgres://... or sqlite:PATH [default: only bring the other one up to date]
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+
+    /// Database of the server [default: sqlite in the data directory]
+    #[arg(long, visible_alias = "database", env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub from: Option<String>,
+
+    /// Data directory of the server [default: myriad in the XDG data home]
+    #[arg(long, env = "MYRIAD_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -7,6 +7,7 @@ pub mod chat;
 pub mod keys;
 pub mod ledger;
 pub mod members;
+pub mod migrate;
 pub mod models;
 pub mod prices;
 pub mod promote;

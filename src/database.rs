@@ -6,6 +6,7 @@ use platform::Db;
 
 use crate::cli::Database;
 use crate::config::{self, ConfigError};
+use crate::serve::data_dir::{DataDir, DataDirError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
@@ -15,6 +16,16 @@ pub enum DatabaseError {
     Missing(PathBuf),
     #[error("the database is of an older version and needs {0}; stop the server and run `myriad migrate` first")]
     Old(String),
+    #[error("a server is writing to the database; stop it first, or wait ten seconds if it was killed")]
+    InUse,
+    #[error("the database to copy into has {rows} rows in {table} already; name an empty one")]
+    NotEmpty { table: String, rows: i64 },
+    #[error("nothing was copied: {0} differs between the two databases")]
+    Differs(String),
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    #[error(transparent)]
+    Billing(#[from] billing::BillingError),
     #[error("{0}")]
     Name(#[from] platform::ids::IdError),
     #[error(transparent)]
@@ -40,6 +51,13 @@ pub fn url(which: &Database) -> Result<String, DatabaseError> {
     let data = config::data_dir(which.data.as_deref())?;
     let file = file_in(&data);
     if file.exists() { Ok(default_url(&data)) } else { Err(DatabaseError::Missing(file)) }
+}
+
+/// Keeps servers away from an SQLite file as long as the result lives: they lock the folder that it is in.
+pub fn lock(url: &str) -> Result<Option<DataDir>, DatabaseError> {
+    let Some(file) = Db::sqlite_file(url) else { return Ok(None) };
+    let Some(folder) = file.parent().filter(|folder| folder.join("lock").exists()) else { return Ok(None) };
+    Ok(Some(DataDir::open(folder)?))
 }
 
 /// Opens it as it is: a server may be running on it.

@@ -48,6 +48,7 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Members(members) => commands::members::run(&members).await?,
         Command::Ledger(ledger) => commands::ledger::run(&ledger).await?,
         Command::Accounts(accounts) => commands::accounts::run(&accounts).await?,
+        Command::Migrate(migrate) => commands::migrate::run(&migrate).await?,
         Command::Bench(bench) => commands::bench::run(&bench).await?,
         Command::Configuration => print!("{}", config::reference(&cli::serve_command())),
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use adapter_store::{AdapterStore, Version};
 use billing::{Journal, Ledger, Prices, Wallets};
-use gateway::{Accounts, Metrics, Platform, Replies, ServedModel, StoreImages};
+use gateway::{Accounts, Audit, Metrics, Platform, Replies, ServedModel, StoreImages};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
 use serving_engine::{BaseModel, Engine, Limits};
@@ -284,6 +284,7 @@ async fn assemble(
         ledger,
         journal,
         accounts: Accounts::open(db.clone()).await?,
+        audit: Audit::new(db.clone()),
         operator: operator.clone(),
         replies: Replies::new(db),
         metrics: Metrics::default(),

@@ -326,6 +326,13 @@ impl Journal {
     }
 }
 
+/// Whether some server writes to the database, or has died just now.
+pub async fn servers_live(db: &Db) -> Result<bool, BillingError> {
+    let sql = format!("SELECT 1 FROM instances WHERE seen_ms > {} - $1 LIMIT 1", db.now_sql());
+    let found = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(DEAD_AFTER_MS).fetch_optional(db.pool()).await?;
+    Ok(found.is_some())
+}
+
 fn account_of(row: &DbRow) -> Result<AccountName, BillingError> {
     let name: String = row.try_get("account")?;
     name.parse().map_err(|_| BillingError::NoAccount(name))

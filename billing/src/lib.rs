@@ -3,6 +3,8 @@
 //! A row holds quantities and the version of the price that was in force: money is derived from them. What has no price costs 0.
 //! Knows nothing of HTTP or tensors.
 
+mod books;
+mod buckets;
 mod journal;
 mod ledger;
 mod limits;
@@ -17,7 +19,9 @@ mod usage_hours;
 mod wallet;
 mod writer;
 
-pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
+pub use books::Books;
+pub use buckets::{BucketRow, Buckets, Dimension};
+pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_live};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};

@@ -147,6 +147,7 @@ mod tests {
             ("/v1/account/limits", false, Some(Scope::Admin)),
             ("/v1/account/keys", true, Some(Scope::Admin)),
             ("/v1/account/members", true, Some(Scope::Admin)),
+            ("/v1/account/audit", true, Some(Scope::Admin)),
             ("/v1/organization/costs", true, Some(Scope::Billing)),
             ("/admin/v1/accounts", true, Some(Scope::Admin)),
             ("/v1/chatter", false, Some(Scope::Admin)),

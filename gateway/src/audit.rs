@@ -1,6 +1,7 @@
 //! Who changed what. Rows are only ever added, with the change itself where it has a transaction; they hold no secret.
 
-use platform::units::now_ms;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use platform::{AccountName, Db, DbRow, DbTransaction, RequestId};
 use serde_json::Value;
 use sqlx::Row;
@@ -37,18 +38,21 @@ pub async fn note(
     by: Option<&Caller>,
     change: &Change<'_>,
 ) -> Result<(), sqlx::Error> {
+    // Ids sort as the changes came, also within a millisecond.
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
+    let id = RequestId::fresh(&format!("audit-{micros:014x}")).to_string();
     sqlx::query(
         "INSERT INTO audit_log (id, account, actor_account, actor_key, action, subject, detail, created_ms) \
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
-    .bind(RequestId::fresh("audit").to_string())
+    .bind(id)
     .bind(change.account.as_str())
     .bind(by.map(|caller| caller.account.to_string()))
     .bind(by.map(|caller| caller.key_id.clone()))
     .bind(change.action)
     .bind(change.subject)
     .bind(change.detail.to_string())
-    .bind(now_ms())
+    .bind(micros / 1000)
     .execute(&mut **transaction)
     .await
     .map(drop)

@@ -13,6 +13,7 @@ use serving_engine::{AdapterImages, Engine, ImageFetchError};
 use text::Text;
 
 use crate::accounts::Accounts;
+use crate::audit::Audit;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
 use crate::reconciler::Reconciler;
@@ -41,6 +42,7 @@ pub struct Platform {
     pub limits: Limits,
     pub reconciler: Reconciler,
     pub accounts: Accounts,
+    pub audit: Audit,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,
     pub replies: Replies,

@@ -1,12 +1,9 @@
 """What every test of the suite starts from: a running server and the official client, unmodified."""
 
-import os
-import subprocess
-
 import pytest
 
 import lora
-from server import ROOT, Server
+from server import Server, postgres_database
 from talk import connect
 
 
@@ -34,12 +31,8 @@ def own_server(tmp_path):
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database(request) -> tuple[str, ...]:
-    """Arguments of a server on each kind of database; the PostgreSQL server is the one that `tests/run` has started."""
-    if request.param == "sqlite":
-        return ()
-    folder = os.environ["MYRIAD_TEST_POSTGRES_FOLDER"]
-    made = subprocess.run([ROOT / "tests/postgres", "database", folder], capture_output=True, text=True, check=True)
-    return ("--database", made.stdout.strip())
+    """Arguments of a server on each kind of database."""
+    return () if request.param == "sqlite" else ("--database", postgres_database())
 
 
 @pytest.fixture

@@ -25,6 +25,13 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def postgres_database() -> str:
+    """Makes an empty database on the PostgreSQL server that `tests/run` has started."""
+    folder = os.environ["MYRIAD_TEST_POSTGRES_FOLDER"]
+    made = subprocess.run([ROOT / "tests/postgres", "database", folder], capture_output=True, text=True, check=True)
+    return made.stdout.strip()
+
+
 @dataclass
 class Server:
     folder: Path

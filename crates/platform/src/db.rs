@@ -5,7 +5,7 @@
 //! driver for both cannot carry must not stand in a statement's result: sums need `CAST(... AS BIGINT)` and a truth value
 //! `CAST(... AS INTEGER)`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
@@ -40,6 +40,8 @@ pub enum DbError {
     Open { url: String, reason: String },
     #[error("database: {0}")]
     Sql(#[from] sqlx::Error),
+    #[error("database: {0}")]
+    Copy(String),
     #[error("database migration: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
@@ -170,6 +172,14 @@ impl Db {
         format!("sqlite:{path}")
     }
 
+    /// The file that an SQLite URL names; none for another kind, and for a database in memory.
+    pub fn sqlite_file(url: &str) -> Option<PathBuf> {
+        let path = url.strip_prefix("sqlite:").filter(|path| !path.contains(":memory:"))?;
+        let path = path.strip_prefix("//").unwrap_or(path).split('?').next().unwrap_or_default();
+        let plain = path.replace("%3F", "?").replace("%23", "#").replace("%25", "%");
+        Some(PathBuf::from(plain))
+    }
+
     pub fn pool(&self) -> &sqlx::AnyPool {
         &self.pool
     }
@@ -264,9 +274,11 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("myriad db #{} 100%? {}", std::process::id(), 1));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("a%41 b.sqlite");
-        let db = Db::open(&Db::sqlite_url(&path)).await.unwrap();
+        let url = Db::sqlite_url(&path);
+        let db = Db::open(&url).await.unwrap();
         db.close().await;
         assert!(path.exists());
+        assert_eq!(Db::sqlite_file(&url), Some(path));
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

@@ -85,11 +85,16 @@ pub struct Page {
 
 impl Page {
     fn limit(&self) -> Result<u32, ApiError> {
-        let limit = self.limit.unwrap_or(PAGE);
-        match (1..=LARGEST_PAGE).contains(&limit) {
-            true => Ok(limit),
-            false => Err(ApiError::param("limit", format!("limit must be from 1 to {LARGEST_PAGE}"))),
-        }
+        page_limit(self.limit)
+    }
+}
+
+/// Rows of a page, where so many are asked for.
+pub fn page_limit(asked: Option<u32>) -> Result<u32, ApiError> {
+    let limit = asked.unwrap_or(PAGE);
+    match (1..=LARGEST_PAGE).contains(&limit) {
+        true => Ok(limit),
+        false => Err(ApiError::param("limit", format!("limit must be from 1 to {LARGEST_PAGE}"))),
     }
 }
 

@@ -3,12 +3,14 @@
 mod account;
 mod adapters;
 mod admin;
+mod audit;
 mod chat;
 mod completions;
 mod limits;
 mod lora;
 mod models;
 mod ops;
+mod organization;
 mod reply;
 mod statements;
 
@@ -65,6 +67,10 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/members", web::get().to(account::members))
         .route("/v1/account/members/{name}", web::put().to(account::set_member))
         .route("/v1/account/members/{name}", web::delete().to(account::remove_member))
+        .route("/v1/account/audit", web::get().to(audit::own))
+        // The same, as the OpenAI API shows it
+        .route("/v1/organization/usage/completions", web::get().to(organization::completions))
+        .route("/v1/organization/costs", web::get().to(organization::costs))
         // Whoever watches
         .configure(health)
         .route("/", web::get().to(ops::front_page))

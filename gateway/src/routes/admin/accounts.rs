@@ -10,6 +10,7 @@ use super::super::account::{balance, created_key, key, key_fields};
 use super::super::reply::{JsonObject, dollars};
 use super::{account_at, account_in_field, operator};
 use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -92,6 +93,9 @@ pub async fn change(
         // What this server has set aside is not owed.
         platform.wallets.give_back(&name).await?;
         platform.ledger.set_credit(&name, credit).await?;
+        let detail = json!({ "credit": credit.name() });
+        let change = Change { account: &name, action: "account.credit_kind", subject: name.as_str(), detail };
+        platform.audit.add(&caller, &change).await?;
         tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
     }
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
@@ -132,6 +136,9 @@ pub async fn credit(
     let memo = text("memo", MEMO_BYTES)?;
     platform.wallets.give_back(&name).await?;
     let outcome = platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?;
+    let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
+    let detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
+    platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await?;
     tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
     if let Err(refusal) = outcome {
         let error =

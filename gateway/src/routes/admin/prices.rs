@@ -9,6 +9,7 @@ use super::super::account;
 use super::super::reply::JsonObject;
 use super::{account_in_field, operator};
 use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -57,7 +58,15 @@ pub async fn add(
     };
     let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
     let rates = Rates { input, cached_input, output };
-    let price = platform.prices.add(NewPrice { account, model, rates, starts_ms }).await?;
+    let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
+    // A price for everyone is the operator's affair.
+    let concerns = account.as_ref().unwrap_or(&caller.account);
+    let subject = price.version.to_string();
+    let detail = account::price(&price);
+    platform
+        .audit
+        .add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail })
+        .await?;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
     Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
 }

@@ -1,0 +1,59 @@
+//! Who changed what: an account's own log, and all of it for the operator.
+
+use actix_web::{HttpResponse, web};
+use platform::AccountName;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::account::page_limit;
+use crate::accounts::Caller;
+use crate::audit::AuditRow;
+use crate::error::ApiError;
+use crate::state::Platform;
+
+#[derive(Deserialize)]
+pub struct Page {
+    limit: Option<u32>,
+    after: Option<String>,
+    /// For the operator.
+    account: Option<String>,
+}
+
+/// Changes that concern the caller's account, newest first.
+pub async fn own(
+    platform: web::Data<Platform>,
+    caller: Caller,
+    page: web::Query<Page>,
+) -> Result<HttpResponse, ApiError> {
+    list(&platform, Some(&caller.account), &page).await
+}
+
+/// Changes of all accounts, or of one; the caller must be the operator.
+pub async fn all(platform: &Platform, page: &Page) -> Result<HttpResponse, ApiError> {
+    let account = page.account.as_deref().map(str::parse::<AccountName>).transpose();
+    let account = account.map_err(|error| ApiError::param("account", error.to_string()))?;
+    list(platform, account.as_ref(), page).await
+}
+
+async fn list(platform: &Platform, account: Option<&AccountName>, page: &Page) -> Result<HttpResponse, ApiError> {
+    let limit = page_limit(page.limit)?;
+    let account = account.map(AccountName::as_str);
+    let mut rows = platform.audit.list(account, page.after.as_deref(), limit + 1).await?;
+    let has_more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let data: Vec<Value> = rows.iter().map(row).collect();
+    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
+}
+
+fn row(row: &AuditRow) -> Value {
+    json!({
+        "id": row.id,
+        "object": "audit.change",
+        "account": row.account,
+        "actor": { "account": row.actor_account, "key": row.actor_key },
+        "action": row.action,
+        "subject": row.subject,
+        "detail": row.detail,
+        "created_ms": row.created_ms,
+    })
+}

@@ -1,0 +1,89 @@
+"""The audit log: who changed what, for the account it concerns and for the operator, and without any secret."""
+
+import json
+
+import httpx
+import pytest
+
+from server import KEY
+
+
+@pytest.fixture
+def shop(own_server, database):
+    server = own_server(*database).start()
+    with server.http() as http, httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
+        yield server, http, admin
+
+
+def test_every_change_leaves_a_row_with_who_made_it(shop):
+    server, http, admin = shop
+    operator_key = http.get("/v1/account/keys").json()["data"][0]["id"]
+    made = admin.post("/admin/v1/accounts", json={"id": "acme", "credit": "prepaid"}).json()
+    own = httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {made['key']}"})
+    own_key = own.get("/v1/account/keys").json()["data"][0]["id"]
+    admin.post("/admin/v1/credits", json={"account": "acme", "amount": 1, "id": "invoice-7", "memo": "paid"}).raise_for_status()
+    assert admin.post("/admin/v1/credits", json={"account": "acme", "amount": 9, "kind": "expire", "id": "too-much"}).status_code == 409
+    admin.patch("/admin/v1/accounts/acme", json={"credit": "unlimited"}).raise_for_status()
+    admin.post("/admin/v1/prices", json={"input": 1, "output": 2, "account": "acme"}).raise_for_status()
+    admin.post("/admin/v1/prices", json={"input": 1, "output": 2}).raise_for_status()
+    by_operator = admin.post("/admin/v1/accounts/acme/keys", json={"name": "spare"}).json()
+    admin.delete(f"/admin/v1/accounts/acme/keys/{by_operator['id']}").raise_for_status()
+    own.put("/v1/account/members/ann", json={"role": "owner"}).raise_for_status()
+    laptop = own.post("/v1/account/keys", json={"name": "laptop", "scopes": ["inference"], "member": "ann"}).json()
+    own.delete("/v1/account/members/ann").raise_for_status()
+    assert own.delete("/v1/account/keys/key-none").status_code == 404, "what changed nothing leaves no row"
+
+    rows = own.get("/v1/account/audit", params={"limit": 100}).json()["data"][::-1]
+    operator, self = {"account": "local", "key": operator_key}, {"account": "acme", "key": own_key}
+    assert [(row["action"], row["subject"], row["actor"]) for row in rows] == [
+        ("account.created", "acme", operator),
+        ("key.created", own_key, operator),
+        ("account.credit", "invoice-7", operator),
+        ("account.credit", "too-much", operator),
+        ("account.credit_kind", "acme", operator),
+        ("price.added", "1", operator),
+        ("key.created", by_operator["id"], operator),
+        ("key.revoked", by_operator["id"], operator),
+        ("member.set", "ann", self),
+        ("key.created", laptop["id"], self),
+        ("member.removed", "ann", self),
+    ]
+    assert {row["account"] for row in rows} == {"acme"}
+    assert rows[2]["detail"] == {"kind": "grant", "amount_nano_usd": 10**9, "memo": "paid", "outcome": "done"}
+    assert rows[3]["detail"]["outcome"] == "insufficient_credit" and rows[4]["detail"] == {"credit": "unlimited"}
+    assert rows[9]["detail"]["scopes"] == ["inference"] and rows[9]["detail"]["member"] == "ann"
+    assert rows[10]["detail"] == {"keys_revoked": 1}
+
+    # The operator sees all accounts, page by page or one of them.
+    everything, after = [], {}
+    while True:
+        page = admin.get("/admin/v1/audit", params={"limit": 4, **after}).json()
+        everything += page["data"]
+        if not page["has_more"]:
+            break
+        after = {"after": page["data"][-1]["id"]}
+    assert len({row["id"] for row in everything}) == len(everything)
+    assert [row for row in everything if row["account"] == "acme"][::-1] == rows
+    # The server's own first steps, and the price for everyone.
+    assert [row["action"] for row in everything if row["account"] == "local"][::-1] == ["account.created", "key.created", "price.added"]
+    assert everything[-1]["actor"] == {"account": None, "key": None}
+    assert len(admin.get("/admin/v1/audit", params={"account": "acme", "limit": 100}).json()["data"]) == len(rows)
+
+    written = json.dumps(everything)
+    for secret in (KEY, made["key"], by_operator["key"], laptop["key"]):
+        assert secret not in written and secret[10:20] not in written, "a key is in the log"
+
+
+def test_who_may_read_it(shop):
+    server, http, admin = shop
+    key = admin.post("/admin/v1/accounts", json={"id": "acme"}).json()["key"]
+    headers = {"authorization": f"Bearer {key}"}
+    assert httpx.get(f"{server.ops_url}/admin/v1/audit", headers=headers).status_code == 403
+    assert httpx.get(f"{server.url}/admin/v1/audit", headers=headers).status_code == 404
+    billing = httpx.post(f"{server.url}/v1/account/keys", headers=headers, json={"scopes": ["billing", "inference"]}).json()["key"]
+    assert httpx.get(f"{server.url}/v1/account/audit", headers={"authorization": f"Bearer {billing}"}).status_code == 403
+    # Another account's rows cannot be asked for, nor paged from.
+    others = httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"account": "local"}).json()["data"]
+    assert {row["account"] for row in others} == {"acme"}
+    assert httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"limit": 0}).json()["error"]["param"] == "limit"
+    assert admin.get("/admin/v1/audit", params={"account": "No Name"}).json()["error"]["param"] == "account"
