@@ -16,7 +16,7 @@ mod writer;
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
-pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
+pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 

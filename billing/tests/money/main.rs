@@ -1,0 +1,5 @@
+//! Money under random commands, many tasks, several servers, and servers and databases that fail.
+
+mod ledger;
+mod model;
+mod support;
