@@ -256,9 +256,13 @@ async fn standing(
     let reservation = match command.and_then(Command::reservation) {
         None => None,
         Some(reservation) => {
-            let found = sqlx::query("SELECT amount, closed_ms FROM reservations WHERE id = $1 AND account = $2")
+            // A name is used once among all accounts; under another account's name there is nothing to draw on.
+            let taken = i64::from(matches!(command, Some(Command::Reserve { .. })));
+            let sql = "SELECT amount, closed_ms FROM reservations WHERE id = $1 AND (account = $2 OR $3 = 1)";
+            let found = sqlx::query(sql)
                 .bind(reservation)
                 .bind(account.as_str())
+                .bind(taken)
                 .fetch_optional(&mut **transaction)
                 .await?;
             found.map(|row| reservation_of(&row)).transpose()?
