@@ -8,9 +8,10 @@ use platform::{AccountName, Db, DbKind, DbRow, DbTransaction, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::faults::Faults;
 use crate::ledger::{apply_in, lock_name};
 use crate::rules::Command;
-use crate::writer::{self, Settlement, Write, charge_id};
+use crate::writer::{Settlement, Write, Writer, charge_id};
 use crate::{BillingError, Charge, Prices};
 
 /// How often a server says that it lives.
@@ -86,10 +87,11 @@ pub struct RequestRow {
     pub finish: String,
 }
 
-/// The journal of requests. Rows are written by one task, see [`writer`].
+/// The journal of requests. Rows are written by one task, see [`Writer`].
 #[derive(Debug, Clone)]
 pub struct Journal {
     db: Db,
+    faults: Faults,
     prices: Prices,
     instance: String,
     writes: mpsc::UnboundedSender<Write>,
@@ -99,10 +101,16 @@ impl Journal {
     /// Opens the journal. What was running on servers that died is closed as `interrupted`, with the counts of its last mark;
     /// returns how many such requests there were.
     pub async fn open(db: Db, prices: Prices) -> Result<(Self, u64), BillingError> {
+        Self::open_with_faults(db, prices, Faults::default()).await
+    }
+
+    #[doc(hidden)]
+    pub async fn open_with_faults(db: Db, prices: Prices, faults: Faults) -> Result<(Self, u64), BillingError> {
         let instance = RequestId::fresh("instance").to_string();
         let (writes, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(writer::run(db.clone(), instance.clone(), inbox));
-        let journal = Self { db, prices, instance, writes };
+        let writer = Writer { db: db.clone(), faults: faults.clone(), instance: instance.clone() };
+        tokio::spawn(writer.run(inbox));
+        let journal = Self { db, faults, prices, instance, writes };
         journal.say_alive().await?;
         // The data directory's lock keeps a second server from an SQLite file.
         let dead_after = if journal.db.kind() == DbKind::Sqlite { 0 } else { DEAD_AFTER_MS };
@@ -273,7 +281,7 @@ impl Journal {
         if conflict {
             return Err(BillingError::Conflict(dead.to_owned()));
         }
-        transaction.commit().await?;
+        self.faults.commit(transaction).await?;
         Ok(rows.len() as u64)
     }
 

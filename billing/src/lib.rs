@@ -3,6 +3,7 @@
 //! A row holds quantities and the version of the price that was in force: money is derived from them. What has no price costs 0.
 //! Knows nothing of HTTP or tensors.
 
+mod faults;
 mod journal;
 mod ledger;
 mod price;
@@ -13,6 +14,8 @@ mod usage;
 mod wallet;
 mod writer;
 
+#[doc(hidden)]
+pub use faults::{Fault, Faults};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};

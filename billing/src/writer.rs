@@ -13,6 +13,7 @@ use platform::{Db, DbTransaction, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::faults::Faults;
 use crate::journal::{Finish, NewRequest, Quantities};
 use crate::rules::{Book, Nano};
 use crate::{BillingError, Charge};
@@ -43,11 +44,34 @@ pub(crate) struct Settlement {
     pub charge: Option<Charge>,
 }
 
-/// Takes writes until nobody can hand in any more.
-pub(crate) async fn run(db: Db, instance: String, mut inbox: mpsc::UnboundedReceiver<Write>) {
-    let mut batch = Vec::new();
-    while inbox.recv_many(&mut batch, BATCH).await > 0 {
-        Batch::sort(std::mem::take(&mut batch)).commit(&db, &instance).await;
+/// Owns the rows of requests that run on this server.
+pub(crate) struct Writer {
+    pub db: Db,
+    pub faults: Faults,
+    pub instance: String,
+}
+
+impl Writer {
+    /// Takes writes until nobody can hand in any more.
+    pub async fn run(self, mut inbox: mpsc::UnboundedReceiver<Write>) {
+        let mut batch = Vec::new();
+        while inbox.recv_many(&mut batch, BATCH).await > 0 {
+            Batch::sort(std::mem::take(&mut batch)).commit(&self).await;
+        }
+    }
+
+    async fn write(
+        &self,
+        begins: &[&NewRequest],
+        marks: &HashMap<RequestId, Quantities>,
+        settlements: &[&Settlement],
+    ) -> Result<SettledIds, BillingError> {
+        let mut transaction = self.db.begin().await?;
+        begin(&mut transaction, &self.instance, begins).await?;
+        mark(&mut transaction, marks).await?;
+        let settled = settle(&mut transaction, settlements).await?;
+        self.faults.commit(transaction).await?;
+        Ok(settled)
     }
 }
 
@@ -79,10 +103,10 @@ impl Batch {
         batch
     }
 
-    async fn commit(self, db: &Db, instance: &str) {
+    async fn commit(self, writer: &Writer) {
         let begins: Vec<&NewRequest> = self.begins.iter().map(|(request, _)| request).collect();
         let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
-        let written = persist(|| write(db, instance, &begins, &self.marks, &settlements)).await;
+        let written = persist(|| writer.write(&begins, &self.marks, &settlements)).await;
         match written {
             Ok(settled) => {
                 self.begins.into_iter().for_each(|(_, done)| drop(done.send(Ok(()))));
@@ -92,26 +116,26 @@ impl Batch {
                 self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
             }
             // One of them cannot be written. Alone, only that one fails.
-            Err(_) => self.commit_each(db, instance).await,
+            Err(_) => self.commit_each(writer).await,
         }
     }
 
-    async fn commit_each(self, db: &Db, instance: &str) {
+    async fn commit_each(self, writer: &Writer) {
         let none = HashMap::new();
         for (request, done) in self.begins {
             let one = [&request];
-            let written = persist(|| write(db, instance, &one, &none, &[])).await;
+            let written = persist(|| writer.write(&one, &none, &[])).await;
             let _ = done.send(written.map(drop));
         }
         for (id, quantities) in self.marks {
             let one = HashMap::from([(id.clone(), quantities)]);
-            if let Err(error) = persist(|| write(db, instance, &[], &one, &[])).await {
+            if let Err(error) = persist(|| writer.write(&[], &one, &[])).await {
                 tracing::error!(request = %id, %error, "a request's row could not be marked");
             }
         }
         for (settlement, done) in self.settlements {
             let one = [&settlement];
-            let written = persist(|| write(db, instance, &[], &none, &one)).await;
+            let written = persist(|| writer.write(&[], &none, &one)).await;
             let _ = done.send(written.map(|settled| settled.contains(settlement.id.as_str())));
         }
         self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
@@ -135,21 +159,6 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
 
 /// Ids of the requests that this transaction has settled.
 type SettledIds = std::collections::HashSet<String>;
-
-async fn write(
-    db: &Db,
-    instance: &str,
-    begins: &[&NewRequest],
-    marks: &HashMap<RequestId, Quantities>,
-    settlements: &[&Settlement],
-) -> Result<SettledIds, BillingError> {
-    let mut transaction = db.begin().await?;
-    begin(&mut transaction, instance, begins).await?;
-    mark(&mut transaction, marks).await?;
-    let settled = settle(&mut transaction, settlements).await?;
-    transaction.commit().await?;
-    Ok(settled)
-}
 
 async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRequest]) -> Result<(), BillingError> {
     if begins.is_empty() {
