@@ -4,7 +4,7 @@
 //! disk and not a hundred. Writes of one request happen in the order in which they were handed in. A batch that fails because the
 //! database is away is tried again: every write is one that may be repeated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use platform::db::values;
@@ -24,7 +24,7 @@ const BATCH: usize = 256;
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether the row was open: false for a repeat, which changes nothing.
+/// Whether the row says what was to be written: false for one that was closed otherwise, which stays as it is.
 type Settled = bool;
 
 pub(crate) enum Write {
@@ -81,6 +81,8 @@ struct Batch {
     begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
     marks: HashMap<RequestId, Quantities>,
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
+    /// Settlements of requests that are among these already: one statement would take either of the two.
+    again: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -89,13 +91,15 @@ impl Batch {
     /// only the last one matters.
     fn sort(writes: Vec<Write>) -> Self {
         let mut batch = Self::default();
+        let mut ids = HashSet::new();
         for write in writes {
             match write {
                 Write::Begin(request, done) => batch.begins.push((request, done)),
                 Write::Mark(id, quantities) => drop(batch.marks.insert(id, quantities)),
                 Write::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
-                    batch.settlements.push((settlement, done));
+                    let first = ids.insert(settlement.id.clone());
+                    if first { &mut batch.settlements } else { &mut batch.again }.push((settlement, done));
                 }
                 Write::Flush(done) => batch.flushes.push(done),
             }
@@ -103,7 +107,15 @@ impl Batch {
         batch
     }
 
-    async fn commit(self, writer: &Writer) {
+    async fn commit(mut self, writer: &Writer) {
+        let again = Self { settlements: std::mem::take(&mut self.again), ..Self::default() };
+        let flushes = std::mem::take(&mut self.flushes);
+        self.commit_firsts(writer).await;
+        again.commit_each(writer).await;
+        flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
+    }
+
+    async fn commit_firsts(self, writer: &Writer) {
         let begins: Vec<&NewRequest> = self.begins.iter().map(|(request, _)| request).collect();
         let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
         let written = persist(|| writer.write(&begins, &self.marks, &settlements)).await;
@@ -111,9 +123,11 @@ impl Batch {
             Ok(settled) => {
                 self.begins.into_iter().for_each(|(_, done)| drop(done.send(Ok(()))));
                 for (settlement, done) in self.settlements {
-                    let _ = done.send(Ok(settled.contains(settlement.id.as_str())));
+                    let answer = Ok(settled.contains(settlement.id.as_str()));
+                    // With it its charge goes, which has kept the account's reservation open.
+                    drop(settlement);
+                    let _ = done.send(answer);
                 }
-                self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
             }
             // One of them cannot be written. Alone, only that one fails.
             Err(_) => self.commit_each(writer).await,
@@ -136,9 +150,10 @@ impl Batch {
         for (settlement, done) in self.settlements {
             let one = [&settlement];
             let written = persist(|| writer.write(&[], &none, &one)).await;
-            let _ = done.send(written.map(|settled| settled.contains(settlement.id.as_str())));
+            let answer = written.map(|settled| settled.contains(settlement.id.as_str()));
+            drop(settlement);
+            let _ = done.send(answer);
         }
-        self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
     }
 }
 
@@ -157,8 +172,8 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
     }
 }
 
-/// Ids of the requests that this transaction has settled.
-type SettledIds = std::collections::HashSet<String>;
+/// Ids of the requests whose rows say what was to be written.
+type SettledIds = HashSet<String>;
 
 async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRequest]) -> Result<(), BillingError> {
     if begins.is_empty() {
@@ -230,18 +245,33 @@ async fn settle(transaction: &mut DbTransaction, settlements: &[&Settlement]) ->
         query = query.bind(settlement.finish.name()).bind(now);
     }
     let rows = query.fetch_all(&mut **transaction).await?;
-    let settled: SettledIds = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
+    let mut settled: SettledIds = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
     let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
     let charges: Vec<(&RequestId, &Charge)> =
         settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
     charge(transaction, &charges, now).await?;
-    for missing in settlements.iter().filter(|s| !settled.contains(s.id.as_str())) {
-        let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(missing.id.as_str());
-        if known.fetch_optional(&mut **transaction).await?.is_none() {
-            return Err(BillingError::Missing(missing.id.clone()));
+    for closed in settlements {
+        if !settled.contains(closed.id.as_str()) && stands(transaction, closed).await? {
+            settled.insert(closed.id.to_string());
         }
     }
     Ok(settled)
+}
+
+/// Whether the row was closed by the same settlement: it was repeated, or its answer got lost behind a commit.
+async fn stands(transaction: &mut DbTransaction, settlement: &Settlement) -> Result<bool, BillingError> {
+    let sql = "SELECT prompt_tokens, cached_tokens, completion_tokens, finish FROM requests WHERE id = $1";
+    let found = sqlx::query(sql).bind(settlement.id.as_str()).fetch_optional(&mut **transaction).await?;
+    let row = found.ok_or_else(|| BillingError::Missing(settlement.id.clone()))?;
+    let Quantities { prompt_tokens, cached_tokens, completion_tokens } = settlement.quantities;
+    let counts =
+        [("prompt_tokens", prompt_tokens), ("cached_tokens", cached_tokens), ("completion_tokens", completion_tokens)];
+    for (column, count) in counts {
+        if row.try_get::<i64, _>(column)? != count as i64 {
+            return Ok(false);
+        }
+    }
+    Ok(row.try_get::<String, _>("finish")? == settlement.finish.name())
 }
 
 /// `settle` of the rules for many requests at once: transactions, their entries, and the reservations that they draw on.
