@@ -26,11 +26,13 @@ const QUIET: Duration = Duration::from_secs(10);
 const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a settled request takes from the ledger's books.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Charge {
     pub account: AccountName,
     pub reservation: String,
     pub amount: Nano,
+    /// Until it is in the books the reservation must not be given back.
+    _open: Arc<Hold>,
 }
 
 #[derive(Clone)]
@@ -51,7 +53,7 @@ struct Purse {
     account: AccountName,
     state: Mutex<State>,
     /// Held while the ledger is asked: requests that come meanwhile wait for its answer instead of asking as well.
-    asking: tokio::sync::Mutex<()>,
+    asking: Arc<tokio::sync::Mutex<()>>,
     /// Told when a request gives credit back.
     given_back: Notify,
 }
@@ -63,7 +65,7 @@ struct State {
     amount: Nano,
     /// Of that, what running requests hold.
     taken: Nano,
-    /// Requests that hold credit, and how many of them wait for more.
+    /// Requests that hold credit or whose charge is not in the books yet, and how many of them wait for more.
     holders: usize,
     waiting: usize,
     quiet_since: Option<Instant>,
@@ -87,12 +89,20 @@ impl State {
         self.reservation.as_deref() == Some(reservation)
     }
 
+    /// The taker is counted at once: a reservation must not be given back under it.
     fn take(&mut self, least: Nano, wanted: Nano) -> Option<(String, Nano)> {
         let reservation = self.reservation.clone().filter(|_| self.free() >= least)?;
         let amount = wanted.min(self.free());
         self.taken += amount;
+        self.holders += 1;
         self.quiet_since = None;
         Some((reservation, amount))
+    }
+
+    /// Whether there is something that the ledger could have back.
+    fn is_quiet(&self) -> bool {
+        let quiet = self.quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
+        self.holders == 0 && (quiet || self.unanswered.is_some())
     }
 
     /// Whether a request that holds credit may give some back without getting more first.
@@ -137,21 +147,28 @@ impl Hold {
         wanted: Nano,
         patient: bool,
     ) -> impl Future<Output = Result<Result<Hold, Refusal>, BillingError>> + Send + 'static {
-        let (wallets, purse) = (self.wallets.clone(), self.purse.clone());
+        let (wallets, purse, reservation) = (self.wallets.clone(), self.purse.clone(), self.reservation.clone());
         async move {
-            let taken = match patient {
+            let more = match patient {
                 false => wallets.take_now(&purse, least, wanted).await?,
                 true => {
                     let _waits = Waits::new(&purse);
                     wallets.take(&purse, least, wanted).await?
                 }
             };
-            Ok(taken.map(|taken| wallets.hold(purse, taken)))
+            // What was held before another server closed the reservation cannot be raised.
+            Ok(more.and_then(|more| match more.reservation == reservation {
+                true => Ok(more),
+                false => Err(Refusal::ReservationClosed),
+            }))
         }
     }
 
+    /// Takes in what [`more`](Self::more) has got for this request.
     pub fn add(&mut self, mut more: Hold) {
-        self.amount += std::mem::take(&mut more.amount);
+        if more.reservation == self.reservation {
+            self.amount += std::mem::take(&mut more.amount);
+        }
     }
 
     /// Takes the cost out; never more than is held. The rest goes back.
@@ -162,15 +179,17 @@ impl Hold {
         let amount = cost.min(self.amount);
         let mut state = self.purse.state();
         if state.holds(&self.reservation) {
-            state.taken -= amount;
+            state.taken -= self.amount;
             state.amount -= amount;
         }
         drop(state);
-        self.amount -= amount;
+        self.amount = 0;
+        self.purse.given_back.notify_waiters();
         (amount > 0).then(|| Charge {
             account: self.purse.account.clone(),
             reservation: self.reservation.clone(),
             amount,
+            _open: Arc::new(self),
         })
     }
 }
@@ -234,13 +253,12 @@ impl Wallets {
         wanted: Nano,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         let purse = self.purse(account);
-        let taken = self.take(&purse, least, wanted).await?;
-        Ok(taken.map(|taken| self.hold(purse, taken)))
+        self.take(&purse, least, wanted).await
     }
 
-    fn hold(&self, purse: Arc<Purse>, (reservation, amount): (String, Nano)) -> Hold {
-        purse.state().holders += 1;
-        Hold { wallets: self.clone(), purse, reservation, amount }
+    fn hold(&self, purse: &Arc<Purse>, least: Nano, wanted: Nano) -> Option<Hold> {
+        let (reservation, amount) = purse.state().take(least, wanted)?;
+        Some(Hold { wallets: self.clone(), purse: purse.clone(), reservation, amount })
     }
 
     fn purse(&self, account: &AccountName) -> Arc<Purse> {
@@ -249,24 +267,20 @@ impl Wallets {
             Arc::new(Purse {
                 account: account.clone(),
                 state: Mutex::default(),
-                asking: tokio::sync::Mutex::default(),
+                asking: Arc::default(),
                 given_back: Notify::new(),
             })
         };
         purses.entry(account.clone()).or_insert_with(fresh).clone()
     }
 
-    async fn take(
-        &self,
-        purse: &Arc<Purse>,
-        least: Nano,
-        wanted: Nano,
-    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
+    async fn take(&self, purse: &Arc<Purse>, least: Nano, wanted: Nano) -> Result<Result<Hold, Refusal>, BillingError> {
         loop {
-            let given_back = purse.given_back.notified();
-            let answer = self.take_now(purse, least, wanted).await?;
-            match answer {
+            let mut given_back = std::pin::pin!(purse.given_back.notified());
+            match self.take_now(purse, least, wanted).await? {
                 Err(Refusal::InsufficientCredit) if purse.state().somebody_runs() => given_back.await,
+                // The last one that ran gave back in between.
+                Err(Refusal::InsufficientCredit) if given_back.as_mut().enable() => {}
                 answer => return Ok(answer),
             }
         }
@@ -277,25 +291,44 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
-    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
-        if let Some(taken) = purse.state().take(wanted, wanted) {
-            return Ok(Ok(taken));
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        match self.hold(purse, wanted, wanted) {
+            Some(hold) => Ok(Ok(hold)),
+            None => {
+                let asked = self.take_after_asking(purse, least, wanted);
+                tokio::time::timeout(LEDGER_TIMEOUT, asked).await.map_err(|_| BillingError::Slow)?
+            }
         }
-        let asking = purse.asking.lock().await;
-        if let Some(taken) = purse.state().take(wanted, wanted) {
-            return Ok(Ok(taken));
-        }
-        // On a task of its own: a caller who goes away must not leave an answer of the ledger unread.
-        let (wallets, asked) = (self.clone(), purse.clone());
-        let free = asked.state().free();
-        let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
-        let answer = tokio::spawn(async move { wallets.ask(&asked, least_more, wanted_more).await });
-        let answer = tokio::time::timeout(LEDGER_TIMEOUT, answer).await.map_err(|_| BillingError::Slow)?;
-        let answer = answer.map_err(|_| BillingError::Closed)??;
-        drop(asking);
-        match purse.state().take(least, wanted) {
-            Some(taken) => Ok(Ok(taken)),
-            None => Ok(Err(answer.err().unwrap_or(Refusal::InsufficientCredit))),
+    }
+
+    async fn take_after_asking(
+        &self,
+        purse: &Arc<Purse>,
+        least: Nano,
+        wanted: Nano,
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        let mut asking = purse.asking.clone().lock_owned().await;
+        loop {
+            if let Some(hold) = self.hold(purse, wanted, wanted) {
+                return Ok(Ok(hold));
+            }
+            // On a task of its own, with the lock: a caller who goes away must neither leave an answer of the ledger unread nor let
+            // the next one ask while that answer is on its way, who would repeat the command and count what it gave twice.
+            let (wallets, asked) = (self.clone(), purse.clone());
+            let answer = tokio::spawn(async move {
+                let free = asked.state().free();
+                (wallets.ask(&asked, (least - free).max(0), wanted - free).await, asking)
+            });
+            let (answer, lock) = answer.await.map_err(|_| BillingError::Closed)?;
+            let answer = answer?;
+            if let Some(hold) = self.hold(purse, least, wanted) {
+                return Ok(Ok(hold));
+            }
+            match answer {
+                // Others, who do not need to ask, were faster.
+                Ok(()) => asking = lock,
+                Err(refusal) => return Ok(Err(refusal)),
+            }
         }
     }
 
@@ -307,10 +340,10 @@ impl Wallets {
             Credit::Prepaid => (balance.available / SPARE_PART).clamp(0, SPARE),
         };
         let amounts = match balance.credit {
-            Credit::Unlimited => [wanted + spare, wanted],
-            Credit::Prepaid if spare >= wanted => [wanted + spare, wanted],
+            Credit::Unlimited => [wanted.saturating_add(spare), wanted, least.max(1)],
+            Credit::Prepaid if spare >= wanted => [wanted + spare, wanted, least.max(1)],
             // It gets short: a part of what is left, so that others find something too.
-            Credit::Prepaid if balance.available >= least.max(1) => [least.max(spare), least.max(1)],
+            Credit::Prepaid if balance.available >= least.max(1) => [least.max(spare), least.max(1), least.max(1)],
             Credit::Prepaid => return Ok(Err(Refusal::InsufficientCredit)),
         };
         let mut answer = Ok(());
@@ -324,10 +357,7 @@ impl Wallets {
     }
 
     async fn set_aside(&self, purse: &Purse, amount: Nano) -> Result<Result<(), Refusal>, BillingError> {
-        let unanswered = purse.state().unanswered.clone();
-        if let Some((id, command)) = unanswered {
-            self.add(purse, id, command).await?.ok();
-        }
+        self.repeat_unanswered(purse).await?;
         let known = purse.state().reservation.clone();
         let id = self.command_id();
         let command = match known {
@@ -337,13 +367,26 @@ impl Wallets {
         self.add(purse, id, command).await
     }
 
+    /// Only who holds `asking` may call this: the answer is read once.
+    async fn repeat_unanswered(&self, purse: &Purse) -> Result<(), BillingError> {
+        let unanswered = purse.state().unanswered.clone();
+        let Some((id, command)) = unanswered else { return Ok(()) };
+        match self.add(purse, id, command).await? {
+            Ok(()) => {}
+            Err(refusal) => tracing::warn!(account = %purse.account, %refusal, "a repeated command was refused"),
+        }
+        Ok(())
+    }
+
     async fn add(&self, purse: &Purse, id: String, command: Command) -> Result<Result<(), Refusal>, BillingError> {
         purse.state().unanswered = Some((id.clone(), command.clone()));
         let answer = self.apply(&id, &purse.account, &command).await?;
-        purse.state().unanswered = None;
+        let mut state = purse.state();
+        state.unanswered = None;
         match answer {
+            // What is given back was forgotten before.
+            Ok(()) if matches!(command, Command::Void { .. }) => Ok(Ok(())),
             Ok(()) => {
-                let mut state = purse.state();
                 state.reservation = command.reservation().map(str::to_owned);
                 state.amount += command.amount();
                 Ok(Ok(()))
@@ -352,7 +395,7 @@ impl Wallets {
                 // This server was taken for dead and its reservation given back. Running requests are closed with it; the next
                 // ones begin with a new reservation.
                 tracing::warn!(account = %purse.account, "a reservation was closed by another server");
-                purse.state().forget();
+                state.forget();
                 Ok(Err(Refusal::ReservationClosed))
             }
             Err(refusal) => Ok(Err(refusal)),
@@ -381,7 +424,7 @@ impl Wallets {
             purses.values().cloned().collect()
         };
         for purse in purses {
-            let quiet = purse.state().quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
+            let quiet = purse.state().is_quiet();
             if quiet {
                 self.empty(&purse).await?;
             }
@@ -409,20 +452,20 @@ impl Wallets {
 
     async fn empty(&self, purse: &Purse) -> Result<(), BillingError> {
         let _asking = purse.asking.lock().await;
-        let reservation = {
+        // It may be a reservation that nobody else knows of.
+        self.repeat_unanswered(purse).await?;
+        let command = {
             let mut state = purse.state();
             if state.holders > 0 {
                 return Ok(());
             }
-            state.forget()
+            let Some(reservation) = state.forget() else { return Ok(()) };
+            let command = (self.command_id(), Command::Void { reservation });
+            // Before anything is waited for: who calls this may go away, and then the next one gives it back.
+            state.unanswered = Some(command.clone());
+            command
         };
-        let Some(reservation) = reservation else { return Ok(()) };
-        // What requests have settled must be in the books before the rest is given back.
-        self.shared.journal.flush().await?;
-        let command = Command::Void { reservation };
-        if let Err(refusal) = self.apply(&self.command_id(), &purse.account, &command).await? {
-            tracing::warn!(account = %purse.account, %refusal, "a reservation could not be given back");
-        }
+        self.add(purse, command.0, command.1).await?.ok();
         Ok(())
     }
 }

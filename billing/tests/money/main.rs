@@ -4,3 +4,4 @@ mod journal;
 mod ledger;
 mod model;
 mod support;
+mod wallets;
