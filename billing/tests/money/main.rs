@@ -3,5 +3,6 @@
 mod journal;
 mod ledger;
 mod model;
+mod simulation;
 mod support;
 mod wallets;
