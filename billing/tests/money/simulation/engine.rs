@@ -67,7 +67,7 @@ pub fn submit(ask: Ask, allowance: Option<u64>) -> (Receiver<Event>, Arc<Control
         let mut made = 0;
         while let Some(()) = may_go_on(&held, &ask, made).await.ok() {
             made += 1;
-            tokio::time::sleep(ask.time_per_token).await;
+            pass(ask.time_per_token).await;
             if sender.send(Event::Token).await.is_err() {
                 return;
             }
@@ -76,6 +76,15 @@ pub fn submit(ask: Ask, allowance: Option<u64>) -> (Receiver<Event>, Arc<Control
         let _ = sender.send(Event::Finished(end)).await;
     });
     (events, controls)
+}
+
+/// A timer would round nothing up to a millisecond.
+async fn pass(time: Duration) {
+    if time.is_zero() {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(time).await;
+    }
 }
 
 /// Waits for an allowance where it has run out.

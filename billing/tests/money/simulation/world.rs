@@ -139,7 +139,7 @@ impl World {
         let max_tokens = random.between(1, 160);
         let length = if random.per_mille(500) { max_tokens } else { random.between(1, max_tokens) };
         let some = |random: &mut Random, times| random.per_mille(times).then(|| random.between(0, length));
-        let micros = if random.per_mille(5) { 20_000 } else { random.between(0, 1) * 100 };
+        let millis = if random.per_mille(2) { 20 } else { u64::from(random.per_mille(30)) };
         Plan {
             account,
             prompt_tokens,
@@ -147,7 +147,7 @@ impl World {
             max_tokens,
             length_given: random.per_mille(300),
             leaves_after: some(&mut random, 60),
-            ask: Ask { length, fails_after: some(&mut random, 30), time_per_token: Duration::from_micros(micros) },
+            ask: Ask { length, fails_after: some(&mut random, 30), time_per_token: Duration::from_millis(millis) },
             begins_twice: random.per_mille(50),
             settles_twice: random.per_mille(100),
             marks_late: random.per_mille(100),
@@ -157,7 +157,7 @@ impl World {
 
     /// The credit that is bought just before a request: some accounts get about what they need, others less.
     pub fn top_up(&self, number: u64) -> Option<(AccountName, Nano)> {
-        let amount = |account: u64| 300_000 * (1 + account as Nano);
+        let amount = |account: u64| 500_000 + 900_000 * account as Nano;
         let at = number.is_multiple_of(TOP_UP_EVERY).then_some(number / TOP_UP_EVERY % ACCOUNTS)?;
         Some((self.accounts[at as usize].0.clone(), amount(at)))
     }
