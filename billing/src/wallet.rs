@@ -32,7 +32,17 @@ pub struct Charge {
     pub reservation: String,
     pub amount: Nano,
     /// Until it is in the books the reservation must not be given back.
-    _open: Arc<Hold>,
+    open: Arc<Hold>,
+}
+
+impl Charge {
+    /// The ledger did not know of what was to be taken: before more is given out the ledger is asked.
+    pub(crate) fn doubt(&self) {
+        let mut state = self.open.purse.state();
+        if state.holds(&self.reservation) {
+            state.amount = state.taken;
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -189,7 +199,7 @@ impl Hold {
             account: self.purse.account.clone(),
             reservation: self.reservation.clone(),
             amount,
-            _open: Arc::new(self),
+            open: Arc::new(self),
         })
     }
 }

@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::faults::Faults;
 use crate::journal::{Finish, NewRequest, Quantities};
-use crate::rules::{Book, Nano};
+use crate::ledger::{apply_in, lock_name};
+use crate::rules::{Book, Command, Nano};
 use crate::{BillingError, Charge};
 
 /// Writes of one transaction.
@@ -72,6 +73,27 @@ impl Writer {
         let settled = settle(&mut transaction, settlements).await?;
         self.faults.commit(transaction).await?;
         Ok(settled)
+    }
+
+    /// Settles a request whose reservation was closed by a server that took this one for dead, before the request began: what was
+    /// held has gone back to the account and is taken from there. If it is there no more, nothing is charged, and the row says so.
+    async fn settle_late(&self, settlement: &Settlement) -> Result<Settled, BillingError> {
+        let Some(charge) = &settlement.charge else { return Ok(false) };
+        charge.doubt();
+        let mut transaction = self.db.write(&lock_name(&charge.account)).await?;
+        let row = Settlement { charge: None, ..settlement.clone() };
+        if !settle(&mut transaction, &[&row]).await?.contains(row.id.as_str()) {
+            return Ok(false);
+        }
+        if charge_late(&mut transaction, &row.id, charge, &self.instance).await? {
+            self.faults.commit(transaction).await?;
+            return Ok(true);
+        }
+        transaction.rollback().await?;
+        tracing::error!(request = %row.id, account = %charge.account, amount = charge.amount, "a request's credit is gone; it is free");
+        let free = Settlement { quantities: Quantities::default(), finish: Finish::Error, ..row };
+        self.write(&[], &HashMap::new(), &[&free]).await?;
+        Ok(false)
     }
 }
 
@@ -149,8 +171,10 @@ impl Batch {
         }
         for (settlement, done) in self.settlements {
             let one = [&settlement];
-            let written = persist(|| writer.write(&[], &none, &one)).await;
-            let answer = written.map(|settled| settled.contains(settlement.id.as_str()));
+            let answer = match persist(|| writer.write(&[], &none, &one)).await {
+                Err(BillingError::OverReserved(_)) => persist(|| writer.settle_late(&settlement)).await,
+                written => written.map(|settled| settled.contains(settlement.id.as_str())),
+            };
             drop(settlement);
             let _ = done.send(answer);
         }
@@ -325,6 +349,30 @@ async fn charge(
     }
     query.execute(&mut **transaction).await?;
     Ok(())
+}
+
+/// `settle` of the rules for one request whose account holds nothing for it. False where there is not enough credit; then nothing
+/// may be committed.
+async fn charge_late(
+    transaction: &mut DbTransaction,
+    id: &RequestId,
+    charge: &Charge,
+    instance: &str,
+) -> Result<bool, BillingError> {
+    let (reservation, amount) = (format!("late {id}"), charge.amount);
+    let commands = [
+        (reservation.clone(), Command::Reserve { reservation: reservation.clone(), amount }),
+        (charge_id(id), Command::Settle { reservation: reservation.clone(), amount }),
+        (format!("void {reservation}"), Command::Void { reservation }),
+    ];
+    for (command_id, command) in commands {
+        match apply_in(transaction, &command_id, &charge.account, &command, Some("late"), instance).await? {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return Ok(false),
+            None => return Err(BillingError::Conflict(command_id)),
+        }
+    }
+    Ok(true)
 }
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;

@@ -1,8 +1,8 @@
 //! Rows under repeats, lost answers and clocks that jump.
 
-use billing::{Book, Fault, Faults, Finish, Quantities};
-use platform::DbKind;
+use billing::{Book, Fault, Faults, Finish, NewPrice, NewRequest, Prices, Quantities, Rates};
 use platform::testing::databases;
+use platform::{AccountName, Db, DbKind};
 
 use crate::support::{Server, faults, prepaid, request};
 
@@ -75,5 +75,57 @@ async fn a_clock_that_was_set_back_does_not_keep_a_dead_server_alive() {
         let rows = next.journal.list(&account, None, 10).await.unwrap();
         assert_eq!(rows[0].finish, "interrupted");
         assert_eq!(next.ledger.balance(&account).await.unwrap().held, 0);
+    }
+}
+
+/// A request at one nano-dollar for each completion token.
+async fn priced(db: &Db, account: &AccountName) -> NewRequest {
+    let prices = Prices::open(db.clone()).await.unwrap();
+    let rates = Rates { input: 0, cached_input: 0, output: 1_000_000 };
+    let price = prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
+    NewRequest { price_version: Some(price.version), ..request(account) }
+}
+
+#[tokio::test]
+async fn a_server_that_was_taken_for_dead_charges_nothing_twice_and_nothing_for_nothing() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 1_000).await;
+        let first = Server::start(&db).await;
+        let [before, after, broke, fresh] =
+            [priced(&db, &account).await, priced(&db, &account).await, priced(&db, &account).await, request(&account)];
+        let reserve =
+            async |server: &Server, amount| server.wallets.reserve(&account, amount, amount).await.unwrap().unwrap();
+        let settle = async |request: &NewRequest, hold: billing::Hold, count: u64| {
+            let charge = hold.settle(count as i64);
+            first.journal.settle(&request.id, tokens(count), Finish::Stop, charge).await.unwrap()
+        };
+        let [held, stale, gone] = [reserve(&first, 100).await, reserve(&first, 100).await, reserve(&first, 100).await];
+        first.journal.begin(&before).await.unwrap();
+        first.journal.mark(&before.id, tokens(10)).unwrap();
+        first.journal.flush().await.unwrap();
+        first.looks_dead(&db).await;
+        let second = Server::start(&db).await;
+        // What ran is closed at its mark. What begins now, on credit that has gone back, is paid from where it went.
+        assert!(!settle(&before, held, 50).await);
+        first.journal.begin(&after).await.unwrap();
+        assert!(settle(&after, stale, 20).await);
+        first.journal.begin(&fresh).await.unwrap();
+        assert!(settle(&fresh, reserve(&first, 30).await, 30).await);
+        // Unless somebody else was faster.
+        first.wallets.give_back_all().await.unwrap();
+        let all = reserve(&second, 940).await;
+        first.journal.begin(&broke).await.unwrap();
+        assert!(!settle(&broke, gone, 40).await);
+        drop(all);
+        second.wallets.give_back_all().await.unwrap();
+        let balance = second.ledger.balance(&account).await.unwrap();
+        assert_eq!((balance.available, balance.held, second.book(&account, Book::Revenue).await), (940, 0, 60));
+        let rows = second.journal.list(&account, None, 10).await.unwrap();
+        let row = |request: &NewRequest| {
+            let row = rows.iter().find(|row| row.id == request.id.as_str()).unwrap();
+            (row.quantities.completion_tokens, row.finish.clone())
+        };
+        assert_eq!((row(&before), row(&after)), ((10, "interrupted".into()), (20, "stop".into())));
+        assert_eq!((row(&fresh), row(&broke)), ((30, "stop".into()), (0, "error".into())));
     }
 }

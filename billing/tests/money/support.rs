@@ -44,6 +44,12 @@ impl Server {
         Self { wallets: Wallets::new(ledger.clone(), journal.clone()), journal, ledger }
     }
 
+    /// For others it was not seen for long.
+    pub async fn looks_dead(&self, db: &Db) {
+        let aged = sqlx::query("UPDATE instances SET seen_ms = 0 WHERE id = $1").bind(self.journal.instance());
+        aged.execute(db.pool()).await.expect("the database answers");
+    }
+
     /// A row that begins and ends, with what it is charged.
     pub async fn record(&self, account: &AccountName, charge: Option<Charge>) -> RequestId {
         let request = request(account);
