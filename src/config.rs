@@ -185,7 +185,9 @@ pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Comma
 
 /// Arguments that the configuration file may hold.
 fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
-    command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key" | "without_metering"))
+    command
+        .get_arguments()
+        .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key" | "without_metering"))
 }
 
 fn plain_values(value: toml::Value) -> Option<Vec<OsStr>> {

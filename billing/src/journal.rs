@@ -8,10 +8,11 @@ use platform::{AccountName, Db, DbKind, DbRow, DbTransaction, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::faults::Faults;
 use crate::ledger::{apply_in, lock_name};
 use crate::rules::Command;
 use crate::usage_hours::UsageHours;
-use crate::writer::{self, Settlement, Write, charge_id};
+use crate::writer::{Settlement, Write, Writer, charge_id};
 use crate::{BillingError, Charge, Prices};
 
 /// How often a server says that it lives.
@@ -87,10 +88,11 @@ pub struct RequestRow {
     pub finish: String,
 }
 
-/// The journal of requests. Rows are written by one task, see [`writer`].
+/// The journal of requests. Rows are written by one task, see [`Writer`].
 #[derive(Debug, Clone)]
 pub struct Journal {
     db: Db,
+    faults: Faults,
     prices: Prices,
     instance: String,
     writes: mpsc::UnboundedSender<Write>,
@@ -101,14 +103,22 @@ impl Journal {
     /// Opens the journal. What was running on servers that died is closed as `interrupted`, with the counts of its last mark;
     /// returns how many such requests there were.
     pub async fn open(db: Db, prices: Prices) -> Result<(Self, u64), BillingError> {
+        Self::open_with_faults(db, prices, Faults::default()).await
+    }
+
+    #[doc(hidden)]
+    pub async fn open_with_faults(db: Db, prices: Prices, faults: Faults) -> Result<(Self, u64), BillingError> {
         let instance = RequestId::fresh("instance").to_string();
         let (writes, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(writer::run(db.clone(), instance.clone(), inbox));
-        let journal = Self { db, prices, instance, writes, silent: false };
+        let writer = Writer { db: db.clone(), faults: faults.clone(), instance: instance.clone() };
+        tokio::spawn(writer.run(inbox));
+        let journal = Self { db, faults, prices, instance, writes, silent: false };
         journal.say_alive().await?;
-        // The data directory's lock keeps a second server from an SQLite file.
-        let dead_after = if journal.db.kind() == DbKind::Sqlite { 0 } else { DEAD_AFTER_MS };
-        let closed = journal.bury(dead_after).await?;
+        // The data directory's lock keeps a second server from an SQLite file: all others are dead, whatever the clock says.
+        let closed = match journal.db.kind() {
+            DbKind::Sqlite => journal.bury(None).await?,
+            DbKind::Postgres => journal.bury(Some(DEAD_AFTER_MS)).await?,
+        };
         tokio::spawn(journal.clone().watch());
         Ok((journal, closed))
     }
@@ -143,7 +153,8 @@ impl Journal {
         Ok(written)
     }
 
-    /// Closes the row and takes what it costs: durable when this returns. True the first time; a repeat changes nothing.
+    /// Closes the row and takes what it costs: durable when this returns. A repeat changes nothing. False where the row was closed
+    /// with something else, as after this server was taken for dead.
     pub async fn settle(
         &self,
         id: &RequestId,
@@ -166,7 +177,10 @@ impl Journal {
     /// Writes what is left and signs off: this server leaves nothing that another one would have to close.
     pub async fn close(&self) -> Result<(), BillingError> {
         self.flush().await?;
-        let left = sqlx::query("SELECT 1 FROM requests WHERE instance = $1 AND finish = 'running' LIMIT 1");
+        let left = sqlx::query(
+            "SELECT 1 FROM requests WHERE instance = $1 AND finish = 'running' \
+             UNION SELECT 1 FROM reservations WHERE instance = $1 AND closed_ms IS NULL",
+        );
         if left.bind(&self.instance).fetch_optional(self.db.pool()).await?.is_none() {
             sqlx::query("DELETE FROM instances WHERE id = $1").bind(&self.instance).execute(self.db.pool()).await?;
         }
@@ -197,7 +211,7 @@ impl Journal {
                 last_beat = Instant::now();
             }
             let buried = match said {
-                Ok(()) if was_here && self.db.kind() == DbKind::Postgres => self.bury(DEAD_AFTER_MS).await,
+                Ok(()) if was_here && self.db.kind() == DbKind::Postgres => self.bury(Some(DEAD_AFTER_MS)).await,
                 other => other.map(|()| 0),
             };
             match buried {
@@ -220,14 +234,22 @@ impl Journal {
         Ok(())
     }
 
-    /// Closes what servers have left behind that have not been seen for so long. Returns how many requests that were.
-    async fn bury(&self, dead_after_ms: i64) -> Result<u64, BillingError> {
-        let sql = format!("SELECT id FROM instances WHERE id <> $1 AND seen_ms <= {} - $2", self.db.now_sql());
+    /// Closes what servers have left behind that have not been seen for so long; without a time, all others. Returns how many
+    /// requests that were.
+    async fn bury(&self, dead_after_ms: Option<i64>) -> Result<u64, BillingError> {
+        let sql = format!(
+            "SELECT id FROM instances WHERE id <> $1 AND ($2 IS NULL OR seen_ms <= {} - $2)",
+            self.db.now_sql()
+        );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(&self.instance)
             .bind(dead_after_ms)
             .fetch_all(self.db.pool())
             .await?;
+        if !rows.is_empty() {
+            // The dead server may have known a price that this one does not.
+            self.prices.reload().await?;
+        }
         let mut closed = 0;
         for row in rows {
             let dead: String = row.try_get("id")?;
@@ -301,7 +323,7 @@ impl Journal {
         if conflict {
             return Err(BillingError::Conflict(dead.to_owned()));
         }
-        transaction.commit().await?;
+        self.faults.commit(transaction).await?;
         Ok(running.len() as u64)
     }
 
@@ -433,7 +455,7 @@ mod tests {
             first.begin(&request).await.unwrap();
             first.mark(&request.id, TEN).unwrap().await.unwrap();
             let (second, _) = journal(&db).await;
-            second.bury(0).await.unwrap();
+            second.bury(Some(0)).await.unwrap();
             let rows = second.list(&request.account, None, 10).await.unwrap();
             assert_eq!((rows[0].quantities, rows[0].finish.as_str()), (TEN, "interrupted"));
             // It was not dead after all: what it says now comes too late.

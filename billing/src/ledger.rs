@@ -7,6 +7,7 @@ use platform::{AccountName, Db, DbRow, DbTransaction};
 use sqlx::Row;
 
 use crate::BillingError;
+use crate::faults::Faults;
 use crate::rules::{Book, Command, Credit, Nano, Refusal, Reservation, Standing, decide};
 
 /// What became of a command: done, or refused by a rule. A repeat of its id gets the same.
@@ -45,14 +46,20 @@ impl Balance {
 #[derive(Debug, Clone)]
 pub struct Ledger {
     db: Db,
+    faults: Faults,
 }
 
 /// A conflicting writer is rare (a server that was taken for dead and is not); so often a command is decided anew.
 const ATTEMPTS: usize = 5;
 
 impl Ledger {
-    pub const fn new(db: Db) -> Self {
-        Self { db }
+    pub fn new(db: Db) -> Self {
+        Self::with_faults(db, Faults::default())
+    }
+
+    #[doc(hidden)]
+    pub const fn with_faults(db: Db, faults: Faults) -> Self {
+        Self { db, faults }
     }
 
     /// Does what the rules allow: durable when this returns. The same id again changes nothing and returns what the first one
@@ -68,7 +75,7 @@ impl Ledger {
         for _ in 0..ATTEMPTS {
             let mut transaction = self.db.write(&lock_name(account)).await?;
             if let Some(outcome) = apply_in(&mut transaction, id, account, command, memo, instance).await? {
-                transaction.commit().await?;
+                self.faults.commit(transaction).await?;
                 return Ok(outcome);
             }
         }
@@ -272,9 +279,13 @@ async fn standing(
     let reservation = match command.and_then(Command::reservation) {
         None => None,
         Some(reservation) => {
-            let found = sqlx::query("SELECT amount, closed_ms FROM reservations WHERE id = $1 AND account = $2")
+            // A name is used once among all accounts; under another account's name there is nothing to draw on.
+            let taken = i64::from(matches!(command, Some(Command::Reserve { .. })));
+            let sql = "SELECT amount, closed_ms FROM reservations WHERE id = $1 AND (account = $2 OR $3 = 1)";
+            let found = sqlx::query(sql)
                 .bind(reservation)
                 .bind(account.as_str())
+                .bind(taken)
                 .fetch_optional(&mut **transaction)
                 .await?;
             found.map(|row| reservation_of(&row)).transpose()?

@@ -5,6 +5,7 @@
 
 mod books;
 mod buckets;
+mod faults;
 mod journal;
 mod ledger;
 mod limits;
@@ -21,12 +22,14 @@ mod writer;
 
 pub use books::Books;
 pub use buckets::{BucketRow, Buckets, Dimension};
+#[doc(hidden)]
+pub use faults::{Fault, Faults};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_live};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
-pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
+pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
 pub use statement::{ChargeLine, CreditLine, Statement};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};

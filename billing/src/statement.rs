@@ -256,7 +256,7 @@ mod tests {
                     let price_version = (cost > 0).then_some(price.version);
                     let request = NewRequest { adapter, price_version, ..request() };
                     journal.begin(&request).await.unwrap();
-                    let charge = Charge { account: account.clone(), reservation: format!("r{number}"), amount: cost };
+                    let charge = Charge::unheld(account.clone(), &format!("r{number}"), cost);
                     let charge = (cost > 0).then_some(charge);
                     journal.settle(&request.id, USED, Finish::Stop, charge).await.unwrap();
                     at(&db, "requests", "finished_ms", request.id.as_str(), ms).await;
@@ -315,7 +315,7 @@ mod tests {
             ledger.apply("reserve", &account, &reserve, None, "me").await.unwrap().unwrap();
             let request = request();
             journal.begin(&request).await.unwrap();
-            let charge = Charge { account: account.clone(), reservation: "r".into(), amount: 10 };
+            let charge = Charge::unheld(account.clone(), "r", 10);
             journal.settle(&request.id, USED, Finish::Stop, Some(charge)).await.unwrap();
             sqlx::query("DELETE FROM requests").execute(db.pool()).await.unwrap();
             let statement = ledger.statement(&account, Month::of_ms(now_ms())).await.unwrap();

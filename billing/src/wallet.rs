@@ -28,11 +28,30 @@ const QUIET: Duration = Duration::from_secs(10);
 const LEDGER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a settled request takes from the ledger's books.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Charge {
     pub account: AccountName,
     pub reservation: String,
     pub amount: Nano,
+    /// Until it is in the books the reservation must not be given back.
+    open: Option<Arc<Hold>>,
+}
+
+impl Charge {
+    /// Of a reservation that the test has made itself.
+    #[cfg(test)]
+    pub(crate) fn unheld(account: AccountName, reservation: &str, amount: Nano) -> Self {
+        Self { account, reservation: reservation.to_owned(), amount, open: None }
+    }
+
+    /// The ledger did not know of what was to be taken: before more is given out the ledger is asked.
+    pub(crate) fn doubt(&self) {
+        let Some(open) = &self.open else { return };
+        let mut state = open.purse.state();
+        if state.holds(&self.reservation) {
+            state.amount = state.taken;
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -54,7 +73,7 @@ struct Purse {
     account: AccountName,
     state: Mutex<State>,
     /// Held while the ledger is asked: requests that come meanwhile wait for its answer instead of asking as well.
-    asking: tokio::sync::Mutex<()>,
+    asking: Arc<tokio::sync::Mutex<()>>,
     /// Told when a request gives credit back.
     given_back: Notify,
 }
@@ -66,14 +85,14 @@ struct State {
     amount: Nano,
     /// Of that, what running requests hold.
     taken: Nano,
-    /// Requests that hold credit, and how many of them wait for more.
+    /// Requests that hold credit or whose charge is not in the books yet, and how many of them wait for more.
     holders: usize,
     waiting: usize,
     quiet_since: Option<Instant>,
-    /// Counts of the caps that requests had to keep, as far as this server spends under them.
-    meters: HashMap<Meter, Count>,
     /// A command whose answer got lost: it is repeated before another one is given.
     unanswered: Option<(String, Command)>,
+    /// Counts of the caps that requests had to keep, as far as this server spends under them.
+    meters: HashMap<Meter, Count>,
 }
 
 /// A cap's count on this server.
@@ -101,15 +120,6 @@ impl State {
         self.reservation.take()
     }
 
-    /// Lets go of what is leased under caps and not used. Returns what is, by meter.
-    fn let_go(&mut self) -> Vec<(Meter, Nano)> {
-        let used = |count: &mut Count| {
-            count.leased = count.settled + count.taken;
-            count.leased
-        };
-        self.meters.iter_mut().map(|(meter, count)| (meter.clone(), used(count))).collect()
-    }
-
     const fn free(&self) -> Nano {
         self.amount - self.taken
     }
@@ -119,6 +129,7 @@ impl State {
         self.reservation.as_deref() == Some(reservation)
     }
 
+    /// The taker is counted at once: a reservation must not be given back under it.
     fn take(&mut self, least: Nano, wanted: Nano, caps: &Caps) -> Option<(String, Nano)> {
         let free = self.free().min(self.free_of(caps));
         let reservation = self.reservation.clone().filter(|_| free >= least)?;
@@ -127,6 +138,7 @@ impl State {
         for (meter, _) in caps {
             self.meters.entry(meter.clone()).or_default().taken += amount;
         }
+        self.holders += 1;
         self.quiet_since = None;
         Some((reservation, amount))
     }
@@ -137,18 +149,33 @@ impl State {
         caps.iter().map(free).min().unwrap_or(Nano::MAX)
     }
 
-    /// A request gives back `amount` and has spent `settled`.
-    fn release(&mut self, reservation: &str, caps: &Caps, amount: Nano, settled: Nano) {
+    /// A request gives back what it held, and of that has spent `settled`.
+    fn release(&mut self, reservation: &str, caps: &Caps, held: Nano, settled: Nano) {
         if self.holds(reservation) {
-            self.taken -= amount + settled;
+            self.taken -= held;
             self.amount -= settled;
         }
         for (meter, _) in caps {
             if let Some(count) = self.meters.get_mut(meter) {
-                count.taken -= amount + settled;
+                count.taken -= held;
                 count.settled += settled;
             }
         }
+    }
+
+    /// Lets go of what is leased under caps and not used. Returns what is, by meter.
+    fn let_go(&mut self) -> Vec<(Meter, Nano)> {
+        let used = |count: &mut Count| {
+            count.leased = count.settled + count.taken;
+            count.leased
+        };
+        self.meters.iter_mut().map(|(meter, count)| (meter.clone(), used(count))).collect()
+    }
+
+    /// Whether there is something that the ledger could have back.
+    fn is_quiet(&self) -> bool {
+        let quiet = self.quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
+        self.holders == 0 && (quiet || self.unanswered.is_some())
     }
 
     /// Whether a request that holds credit may give some back without getting more first.
@@ -195,20 +222,28 @@ impl Hold {
         patient: bool,
     ) -> impl Future<Output = Result<Result<Hold, Refusal>, BillingError>> + Send + 'static {
         let (wallets, purse, caps) = (self.wallets.clone(), self.purse.clone(), self.caps.clone());
+        let reservation = self.reservation.clone();
         async move {
-            let taken = match patient {
+            let more = match patient {
                 false => wallets.take_now(&purse, least, wanted, &caps).await?,
                 true => {
                     let _waits = Waits::new(&purse);
                     wallets.take(&purse, least, wanted, &caps).await?
                 }
             };
-            Ok(taken.map(|taken| wallets.hold(purse, caps, taken)))
+            // What was held before another server closed the reservation cannot be raised.
+            Ok(more.and_then(|more| match more.reservation == reservation {
+                true => Ok(more),
+                false => Err(Refusal::ReservationClosed),
+            }))
         }
     }
 
+    /// Takes in what [`more`](Self::more) has got for this request.
     pub fn add(&mut self, mut more: Hold) {
-        self.amount += std::mem::take(&mut more.amount);
+        if more.reservation == self.reservation {
+            self.amount += std::mem::take(&mut more.amount);
+        }
     }
 
     /// Takes the cost out; never more than is held. The rest goes back.
@@ -217,12 +252,14 @@ impl Hold {
             tracing::error!(account = %self.purse.account, cost, held = self.amount, "a request costs more than it had reserved");
         }
         let amount = cost.min(self.amount);
-        self.purse.state().release(&self.reservation, &self.caps, 0, amount);
-        self.amount -= amount;
+        self.purse.state().release(&self.reservation, &self.caps, self.amount, amount);
+        self.amount = 0;
+        self.purse.given_back.notify_waiters();
         (amount > 0).then(|| Charge {
             account: self.purse.account.clone(),
             reservation: self.reservation.clone(),
             amount,
+            open: Some(Arc::new(self)),
         })
     }
 }
@@ -286,13 +323,12 @@ impl Wallets {
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         let purse = self.purse(spender.account);
         let caps: Arc<Caps> = self.shared.limits.caps(spender, now_ms()).into();
-        let taken = self.take(&purse, least, wanted, &caps).await?;
-        Ok(taken.map(|taken| self.hold(purse, caps, taken)))
+        self.take(&purse, least, wanted, &caps).await
     }
 
-    fn hold(&self, purse: Arc<Purse>, caps: Arc<Caps>, (reservation, amount): (String, Nano)) -> Hold {
-        purse.state().holders += 1;
-        Hold { wallets: self.clone(), purse, reservation, caps, amount }
+    fn hold(&self, purse: &Arc<Purse>, least: Nano, wanted: Nano, caps: &Arc<Caps>) -> Option<Hold> {
+        let (reservation, amount) = purse.state().take(least, wanted, caps)?;
+        Some(Hold { wallets: self.clone(), purse: purse.clone(), reservation, caps: caps.clone(), amount })
     }
 
     fn purse(&self, account: &AccountName) -> Arc<Purse> {
@@ -301,7 +337,7 @@ impl Wallets {
             Arc::new(Purse {
                 account: account.clone(),
                 state: Mutex::default(),
-                asking: tokio::sync::Mutex::default(),
+                asking: Arc::default(),
                 given_back: Notify::new(),
             })
         };
@@ -314,14 +350,14 @@ impl Wallets {
         least: Nano,
         wanted: Nano,
         caps: &Arc<Caps>,
-    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        use Refusal::{CapReached, InsufficientCredit};
         loop {
-            let given_back = purse.given_back.notified();
-            let answer = self.take_now(purse, least, wanted, caps).await?;
-            match answer {
-                Err(Refusal::InsufficientCredit | Refusal::CapReached) if purse.state().somebody_runs() => {
-                    given_back.await
-                }
+            let mut given_back = std::pin::pin!(purse.given_back.notified());
+            match self.take_now(purse, least, wanted, caps).await? {
+                Err(InsufficientCredit | CapReached) if purse.state().somebody_runs() => given_back.await,
+                // The last one that ran gave back in between.
+                Err(InsufficientCredit | CapReached) if given_back.as_mut().enable() => {}
                 answer => return Ok(answer),
             }
         }
@@ -333,25 +369,43 @@ impl Wallets {
         least: Nano,
         wanted: Nano,
         caps: &Arc<Caps>,
-    ) -> Result<Result<(String, Nano), Refusal>, BillingError> {
-        if let Some(taken) = purse.state().take(wanted, wanted, caps) {
-            return Ok(Ok(taken));
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        match self.hold(purse, wanted, wanted, caps) {
+            Some(hold) => Ok(Ok(hold)),
+            None => {
+                let asked = self.take_after_asking(purse, least, wanted, caps);
+                tokio::time::timeout(LEDGER_TIMEOUT, asked).await.map_err(|_| BillingError::Slow)?
+            }
         }
-        let asking = purse.asking.lock().await;
-        if let Some(taken) = purse.state().take(wanted, wanted, caps) {
-            return Ok(Ok(taken));
-        }
-        // On a task of its own: a caller who goes away must not leave an answer of the ledger unread.
-        let (wallets, asked, kept) = (self.clone(), purse.clone(), caps.clone());
-        let answer = tokio::spawn(async move { wallets.ask(&asked, least, wanted, &kept).await });
-        let answer = tokio::time::timeout(LEDGER_TIMEOUT, answer).await.map_err(|_| BillingError::Slow)?;
-        let answer = answer.map_err(|_| BillingError::Closed)??;
-        let taken = purse.state().take(least, wanted, caps);
-        // Until here: what was leased for this request must not be given back under it.
-        drop(asking);
-        match taken {
-            Some(taken) => Ok(Ok(taken)),
-            None => Ok(Err(answer.err().unwrap_or(Refusal::InsufficientCredit))),
+    }
+
+    async fn take_after_asking(
+        &self,
+        purse: &Arc<Purse>,
+        least: Nano,
+        wanted: Nano,
+        caps: &Arc<Caps>,
+    ) -> Result<Result<Hold, Refusal>, BillingError> {
+        let mut asking = purse.asking.clone().lock_owned().await;
+        loop {
+            if let Some(hold) = self.hold(purse, wanted, wanted, caps) {
+                return Ok(Ok(hold));
+            }
+            // On a task of its own, with the lock: a caller who goes away must neither leave an answer of the ledger unread nor let
+            // the next one ask while that answer is on its way, who would repeat the command and count what it gave twice.
+            let (wallets, asked, kept) = (self.clone(), purse.clone(), caps.clone());
+            let answer = tokio::spawn(async move { (wallets.ask(&asked, least, wanted, &kept).await, asking) });
+            let (answer, lock) = answer.await.map_err(|_| BillingError::Closed)?;
+            let answer = answer?;
+            // With the lock: what was leased for this request must not be given back under it.
+            if let Some(hold) = self.hold(purse, least, wanted, caps) {
+                return Ok(Ok(hold));
+            }
+            match answer {
+                // Others, who do not need to ask, were faster.
+                Ok(()) => asking = lock,
+                Err(refusal) => return Ok(Err(refusal)),
+            }
         }
     }
 
@@ -419,10 +473,10 @@ impl Wallets {
             Credit::Prepaid => (balance.available / SPARE_PART).clamp(0, SPARE),
         };
         let amounts = match balance.credit {
-            Credit::Unlimited => [wanted + spare, wanted],
-            Credit::Prepaid if spare >= wanted => [wanted + spare, wanted],
+            Credit::Unlimited => [wanted.saturating_add(spare), wanted, least.max(1)],
+            Credit::Prepaid if spare >= wanted => [wanted + spare, wanted, least.max(1)],
             // It gets short: a part of what is left, so that others find something too.
-            Credit::Prepaid if balance.available >= least.max(1) => [least.max(spare), least.max(1)],
+            Credit::Prepaid if balance.available >= least.max(1) => [least.max(spare), least.max(1), least.max(1)],
             Credit::Prepaid => return Ok(Err(Refusal::InsufficientCredit)),
         };
         let mut answer = Ok(());
@@ -436,10 +490,7 @@ impl Wallets {
     }
 
     async fn set_aside(&self, purse: &Purse, amount: Nano) -> Result<Result<(), Refusal>, BillingError> {
-        let unanswered = purse.state().unanswered.clone();
-        if let Some((id, command)) = unanswered {
-            self.add(purse, id, command).await?.ok();
-        }
+        self.repeat_unanswered(purse).await?;
         let known = purse.state().reservation.clone();
         let id = self.command_id();
         let command = match known {
@@ -449,13 +500,26 @@ impl Wallets {
         self.add(purse, id, command).await
     }
 
+    /// Only who holds `asking` may call this: the answer is read once.
+    async fn repeat_unanswered(&self, purse: &Purse) -> Result<(), BillingError> {
+        let unanswered = purse.state().unanswered.clone();
+        let Some((id, command)) = unanswered else { return Ok(()) };
+        match self.add(purse, id, command).await? {
+            Ok(()) => {}
+            Err(refusal) => tracing::warn!(account = %purse.account, %refusal, "a repeated command was refused"),
+        }
+        Ok(())
+    }
+
     async fn add(&self, purse: &Purse, id: String, command: Command) -> Result<Result<(), Refusal>, BillingError> {
         purse.state().unanswered = Some((id.clone(), command.clone()));
         let answer = self.apply(&id, &purse.account, &command).await?;
-        purse.state().unanswered = None;
+        let mut state = purse.state();
+        state.unanswered = None;
         match answer {
+            // What is given back was forgotten before.
+            Ok(()) if matches!(command, Command::Void { .. }) => Ok(Ok(())),
             Ok(()) => {
-                let mut state = purse.state();
                 state.reservation = command.reservation().map(str::to_owned);
                 state.amount += command.amount();
                 Ok(Ok(()))
@@ -464,7 +528,7 @@ impl Wallets {
                 // This server was taken for dead and its reservation given back. Running requests are closed with it; the next
                 // ones begin with a new reservation.
                 tracing::warn!(account = %purse.account, "a reservation was closed by another server");
-                purse.state().forget();
+                state.forget();
                 Ok(Err(Refusal::ReservationClosed))
             }
             Err(refusal) => Ok(Err(refusal)),
@@ -489,7 +553,7 @@ impl Wallets {
     /// Gives back what accounts hold that have been quiet for a while.
     async fn give_back_quiet(&self) -> Result<(), BillingError> {
         for purse in self.all() {
-            let quiet = purse.state().quiet_since.is_some_and(|since| since.elapsed() >= QUIET);
+            let quiet = purse.state().is_quiet();
             if quiet {
                 self.empty(&purse).await?;
             }
@@ -527,23 +591,23 @@ impl Wallets {
 
     async fn empty(&self, purse: &Purse) -> Result<(), BillingError> {
         let _asking = purse.asking.lock().await;
-        let (reservation, leased) = {
+        // It may be a reservation that nobody else knows of.
+        self.repeat_unanswered(purse).await?;
+        let leased;
+        let command = {
             let mut state = purse.state();
             if state.holders > 0 {
                 return Ok(());
             }
-            let leased = state.let_go();
-            state.meters.clear();
-            (state.forget(), leased)
+            leased = state.let_go();
+            let Some(reservation) = state.forget() else { return Ok(()) };
+            let command = (self.command_id(), Command::Void { reservation });
+            // Before anything is waited for: who calls this may go away, and then the next one gives it back.
+            state.unanswered = Some(command.clone());
+            command
         };
-        // What requests have settled must be in the books before the rest is given back.
-        self.shared.journal.flush().await?;
         self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
-        let Some(reservation) = reservation else { return Ok(()) };
-        let command = Command::Void { reservation };
-        if let Err(refusal) = self.apply(&self.command_id(), &purse.account, &command).await? {
-            tracing::warn!(account = %purse.account, %refusal, "a reservation could not be given back");
-        }
+        self.add(purse, command.0, command.1).await?.ok();
         Ok(())
     }
 }

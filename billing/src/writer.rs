@@ -4,7 +4,7 @@
 //! disk and not a hundred. Writes of one request happen in the order in which they were handed in. A batch that fails because the
 //! database is away is tried again: every write is one that may be repeated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use platform::db::values;
@@ -13,8 +13,10 @@ use platform::{Db, DbTransaction, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::faults::Faults;
 use crate::journal::{Finish, NewRequest, Quantities};
-use crate::rules::{Book, Nano};
+use crate::ledger::{apply_in, lock_name};
+use crate::rules::{Book, Command, Nano};
 use crate::usage_hours::UsageHours;
 use crate::{BillingError, Charge};
 
@@ -24,7 +26,7 @@ const BATCH: usize = 256;
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether the row was open: false for a repeat, which changes nothing.
+/// Whether the row says what was to be written: false for one that was closed otherwise, which stays as it is.
 type Settled = bool;
 
 pub(crate) enum Write {
@@ -55,11 +57,55 @@ pub(crate) struct Settlement {
     pub charge: Option<Charge>,
 }
 
-/// Takes writes until nobody can hand in any more.
-pub(crate) async fn run(db: Db, instance: String, mut inbox: mpsc::UnboundedReceiver<Write>) {
-    let mut batch = Vec::new();
-    while inbox.recv_many(&mut batch, BATCH).await > 0 {
-        Batch::sort(std::mem::take(&mut batch)).commit(&db, &instance).await;
+/// Owns the rows of requests that run on this server.
+pub(crate) struct Writer {
+    pub db: Db,
+    pub faults: Faults,
+    pub instance: String,
+}
+
+impl Writer {
+    /// Takes writes until nobody can hand in any more.
+    pub async fn run(self, mut inbox: mpsc::UnboundedReceiver<Write>) {
+        let mut batch = Vec::new();
+        while inbox.recv_many(&mut batch, BATCH).await > 0 {
+            Batch::sort(std::mem::take(&mut batch)).commit(&self).await;
+        }
+    }
+
+    async fn write(
+        &self,
+        begins: &[&NewRequest],
+        marks: &HashMap<RequestId, Quantities>,
+        settlements: &[&Settlement],
+    ) -> Result<SettledIds, BillingError> {
+        let mut transaction = self.db.begin().await?;
+        begin(&mut transaction, &self.instance, begins).await?;
+        mark(&mut transaction, marks).await?;
+        let settled = settle(&mut transaction, &self.instance, settlements).await?;
+        self.faults.commit(transaction).await?;
+        Ok(settled)
+    }
+
+    /// Settles a request whose reservation was closed by a server that took this one for dead, before the request began: what was
+    /// held has gone back to the account and is taken from there. If it is there no more, nothing is charged, and the row says so.
+    async fn settle_late(&self, settlement: &Settlement) -> Result<Settled, BillingError> {
+        let Some(charge) = &settlement.charge else { return Ok(false) };
+        charge.doubt();
+        let mut transaction = self.db.write(&lock_name(&charge.account)).await?;
+        let row = Settlement { charge: None, ..settlement.clone() };
+        if !close(&mut transaction, &self.instance, &[settlement]).await?.contains(row.id.as_str()) {
+            return Ok(false);
+        }
+        if charge_late(&mut transaction, &row.id, charge, &self.instance).await? {
+            self.faults.commit(transaction).await?;
+            return Ok(true);
+        }
+        transaction.rollback().await?;
+        tracing::error!(request = %row.id, account = %charge.account, amount = charge.amount, "a request's credit is gone; it is free");
+        let free = Settlement { quantities: Quantities::default(), finish: Finish::Error, ..row };
+        self.write(&[], &HashMap::new(), &[&free]).await?;
+        Ok(false)
     }
 }
 
@@ -69,6 +115,8 @@ struct Batch {
     begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
     marks: HashMap<RequestId, Quantities>,
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
+    /// Settlements of requests that are among these already: one statement would take either of the two.
+    again: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
     /// Marks are answered like these.
     flushes: Vec<oneshot::Sender<()>>,
 }
@@ -78,6 +126,7 @@ impl Batch {
     /// only the last one matters.
     fn sort(writes: Vec<Write>) -> Self {
         let mut batch = Self::default();
+        let mut ids = HashSet::new();
         for write in writes {
             match write {
                 Write::Begin(request, done) => batch.begins.push((request, done)),
@@ -87,7 +136,8 @@ impl Batch {
                 }
                 Write::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
-                    batch.settlements.push((settlement, done));
+                    let first = ids.insert(settlement.id.clone());
+                    if first { &mut batch.settlements } else { &mut batch.again }.push((settlement, done));
                 }
                 Write::Flush(done) => batch.flushes.push(done),
             }
@@ -95,42 +145,55 @@ impl Batch {
         batch
     }
 
-    async fn commit(self, db: &Db, instance: &str) {
+    async fn commit(mut self, writer: &Writer) {
+        let again = Self { settlements: std::mem::take(&mut self.again), ..Self::default() };
+        let flushes = std::mem::take(&mut self.flushes);
+        self.commit_firsts(writer).await;
+        again.commit_each(writer).await;
+        flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
+    }
+
+    async fn commit_firsts(self, writer: &Writer) {
         let begins: Vec<&NewRequest> = self.begins.iter().map(|(request, _)| request).collect();
         let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
-        let written = persist(|| write(db, instance, &begins, &self.marks, &settlements)).await;
+        let written = persist(|| writer.write(&begins, &self.marks, &settlements)).await;
         match written {
             Ok(settled) => {
                 self.begins.into_iter().for_each(|(_, done)| drop(done.send(Ok(()))));
                 for (settlement, done) in self.settlements {
-                    let _ = done.send(Ok(settled.contains(settlement.id.as_str())));
+                    let answer = Ok(settled.contains(settlement.id.as_str()));
+                    // With it its charge goes, which has kept the account's reservation open.
+                    drop(settlement);
+                    let _ = done.send(answer);
                 }
-                self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
             }
             // One of them cannot be written. Alone, only that one fails.
-            Err(_) => self.commit_each(db, instance).await,
+            Err(_) => self.commit_each(writer).await,
         }
     }
 
-    async fn commit_each(self, db: &Db, instance: &str) {
+    async fn commit_each(self, writer: &Writer) {
         let none = HashMap::new();
         for (request, done) in self.begins {
             let one = [&request];
-            let written = persist(|| write(db, instance, &one, &none, &[])).await;
+            let written = persist(|| writer.write(&one, &none, &[])).await;
             let _ = done.send(written.map(drop));
         }
         for (id, quantities) in self.marks {
             let one = HashMap::from([(id.clone(), quantities)]);
-            if let Err(error) = persist(|| write(db, instance, &[], &one, &[])).await {
+            if let Err(error) = persist(|| writer.write(&[], &one, &[])).await {
                 tracing::error!(request = %id, %error, "a request's row could not be marked");
             }
         }
         for (settlement, done) in self.settlements {
             let one = [&settlement];
-            let written = persist(|| write(db, instance, &[], &none, &one)).await;
-            let _ = done.send(written.map(|settled| settled.contains(settlement.id.as_str())));
+            let answer = match persist(|| writer.write(&[], &none, &one)).await {
+                Err(BillingError::OverReserved(_)) => persist(|| writer.settle_late(&settlement)).await,
+                written => written.map(|settled| settled.contains(settlement.id.as_str())),
+            };
+            drop(settlement);
+            let _ = done.send(answer);
         }
-        self.flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
     }
 }
 
@@ -149,23 +212,8 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
     }
 }
 
-/// Ids of the requests that this transaction has settled.
-type SettledIds = std::collections::HashSet<String>;
-
-async fn write(
-    db: &Db,
-    instance: &str,
-    begins: &[&NewRequest],
-    marks: &HashMap<RequestId, Quantities>,
-    settlements: &[&Settlement],
-) -> Result<SettledIds, BillingError> {
-    let mut transaction = db.begin().await?;
-    begin(&mut transaction, instance, begins).await?;
-    mark(&mut transaction, marks).await?;
-    let settled = settle(&mut transaction, instance, settlements).await?;
-    transaction.commit().await?;
-    Ok(settled)
-}
+/// Ids of the requests whose rows say what was to be written.
+type SettledIds = HashSet<String>;
 
 async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRequest]) -> Result<(), BillingError> {
     if begins.is_empty() {
@@ -228,6 +276,25 @@ async fn settle(
     if settlements.is_empty() {
         return Ok(SettledIds::new());
     }
+    let mut settled = close(transaction, instance, settlements).await?;
+    let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
+    let charges: Vec<(&RequestId, &Charge)> =
+        settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
+    charge(transaction, &charges, now_ms()).await?;
+    for closed in settlements {
+        if !settled.contains(closed.id.as_str()) && stands(transaction, closed).await? {
+            settled.insert(closed.id.to_string());
+        }
+    }
+    Ok(settled)
+}
+
+/// Closes the rows that are open, and counts them. Returns which those were.
+async fn close(
+    transaction: &mut DbTransaction,
+    instance: &str,
+    settlements: &[&Settlement],
+) -> Result<SettledIds, BillingError> {
     let now = now_ms();
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4, \
@@ -241,25 +308,31 @@ async fn settle(
         query = query.bind(settlement.finish.name()).bind(now);
     }
     let rows = query.fetch_all(&mut **transaction).await?;
-    let settled: SettledIds = rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?;
-    let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
-    let charges: Vec<(&RequestId, &Charge)> =
-        settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
-    charge(transaction, &charges, now).await?;
-    let costs: HashMap<&str, Nano> = charges.iter().map(|(id, charge)| (id.as_str(), charge.amount)).collect();
+    let costs: HashMap<&str, Nano> =
+        settlements.iter().filter_map(|s| Some((s.id.as_str(), s.charge.as_ref()?.amount))).collect();
     let mut hours = UsageHours::default();
     for row in &rows {
         let cost = costs.get(row.try_get::<&str, _>("id")?).copied().unwrap_or(0);
         hours.add(row, cost)?;
     }
     hours.write(transaction, instance).await?;
-    for missing in settlements.iter().filter(|s| !settled.contains(s.id.as_str())) {
-        let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(missing.id.as_str());
-        if known.fetch_optional(&mut **transaction).await?.is_none() {
-            return Err(BillingError::Missing(missing.id.clone()));
+    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
+/// Whether the row was closed by the same settlement: it was repeated, or its answer got lost behind a commit.
+async fn stands(transaction: &mut DbTransaction, settlement: &Settlement) -> Result<bool, BillingError> {
+    let sql = "SELECT prompt_tokens, cached_tokens, completion_tokens, finish FROM requests WHERE id = $1";
+    let found = sqlx::query(sql).bind(settlement.id.as_str()).fetch_optional(&mut **transaction).await?;
+    let row = found.ok_or_else(|| BillingError::Missing(settlement.id.clone()))?;
+    let Quantities { prompt_tokens, cached_tokens, completion_tokens } = settlement.quantities;
+    let counts =
+        [("prompt_tokens", prompt_tokens), ("cached_tokens", cached_tokens), ("completion_tokens", completion_tokens)];
+    for (column, count) in counts {
+        if row.try_get::<i64, _>(column)? != count as i64 {
+            return Ok(false);
         }
     }
-    Ok(settled)
+    Ok(row.try_get::<String, _>("finish")? == settlement.finish.name())
 }
 
 /// `settle` of the rules for many requests at once: transactions, their entries, and the reservations that they draw on.
@@ -313,6 +386,30 @@ async fn charge(
     }
     query.execute(&mut **transaction).await?;
     Ok(())
+}
+
+/// `settle` of the rules for one request whose account holds nothing for it. False where there is not enough credit; then nothing
+/// may be committed.
+async fn charge_late(
+    transaction: &mut DbTransaction,
+    id: &RequestId,
+    charge: &Charge,
+    instance: &str,
+) -> Result<bool, BillingError> {
+    let (reservation, amount) = (format!("late {id}"), charge.amount);
+    let commands = [
+        (reservation.clone(), Command::Reserve { reservation: reservation.clone(), amount }),
+        (charge_id(id), Command::Settle { reservation: reservation.clone(), amount }),
+        (format!("void {reservation}"), Command::Void { reservation }),
+    ];
+    for (command_id, command) in commands {
+        match apply_in(transaction, &command_id, &charge.account, &command, Some("late"), instance).await? {
+            Some(Ok(())) => {}
+            Some(Err(_)) => return Ok(false),
+            None => return Err(BillingError::Conflict(command_id)),
+        }
+    }
+    Ok(true)
 }
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
