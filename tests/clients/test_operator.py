@@ -42,7 +42,7 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
     assert cells(accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7", "--memo", "paid")) == [
         ["acme", "prepaid", "$5.000000001", "$0.000000000"]]
     assert "$5.000000001" in accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7"), "a repeat counted twice"
-    assert "$4.500000001" in accounts("credit", "acme", "-0.5", "--kind", "adjust")
+    assert "$4.500000001" in accounts("credit", "acme", "--kind", "adjust", "-0.5")
     assert "unlimited" in accounts("set", "acme", "--credit", "unlimited")
     with connect(server, api_key=key) as client:
         ask(client)
