@@ -271,7 +271,7 @@ impl Journal {
         .bind(dead)
         .fetch_all(self.db.pool())
         .await?;
-        rows.iter().map(|row| account_of(row)).collect()
+        rows.iter().map(account_of).collect()
     }
 
     /// One account's part: requests are charged at their last marks, and the rest of the reservations is given back.

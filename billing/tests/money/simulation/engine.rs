@@ -65,7 +65,7 @@ pub fn submit(ask: Ask, allowance: Option<u64>) -> (Receiver<Event>, Arc<Control
     let held = controls.clone();
     tokio::spawn(async move {
         let mut made = 0;
-        while let Some(()) = may_go_on(&held, &ask, made).await.ok() {
+        while let Ok(()) = may_go_on(&held, &ask, made).await {
             made += 1;
             pass(ask.time_per_token).await;
             if sender.send(Event::Token).await.is_err() {

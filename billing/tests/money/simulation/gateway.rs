@@ -21,6 +21,7 @@ pub struct Gateway {
     pub world: Arc<World>,
     pub journal: Journal,
     pub ledger: Ledger,
+    pool: sqlx::AnyPool,
     pub wallets: Wallets,
     /// Steps that it has left to live.
     steps: AtomicI64,
@@ -31,14 +32,16 @@ impl Gateway {
     /// Starts and buries the one before; tried again while the database is away.
     pub async fn start(world: &Arc<World>, db: Db, steps: i64) -> Arc<Self> {
         loop {
+            let db = db.clone();
             let prices = Prices::open(db.clone()).await.expect("prices are read");
             let opened = Journal::open_with_faults(db.clone(), prices, world.faults()).await;
             let Some((journal, _)) = passing(opened) else { continue };
             let Some(limits) = passing(Limits::open(db.clone()).await) else { continue };
+            let pool = db.pool().clone();
             let ledger = Ledger::with_faults(db, world.faults());
             let wallets = Wallets::new(ledger.clone(), journal.clone(), limits);
             let (steps, killed) = (AtomicI64::new(steps), Notify::new());
-            return Arc::new(Self { world: world.clone(), journal, ledger, wallets, steps, killed });
+            return Arc::new(Self { world: world.clone(), journal, ledger, pool, wallets, steps, killed });
         }
     }
 
@@ -134,6 +137,9 @@ impl Gateway {
     /// Gives everything back and signs off, as a server does that is asked to stop.
     pub async fn stop(&self) {
         while passing(self.wallets.give_back_all().await).is_none() {}
+        let open = "SELECT COUNT(*) FROM reservations WHERE instance = $1 AND closed_ms IS NULL";
+        let open = sqlx::query_scalar::<_, i64>(open).bind(self.journal.instance()).fetch_one(&self.pool).await;
+        assert_eq!(open.expect("the database answers"), 0, "a server that has stopped still holds credit");
         self.journal.close().await.expect("the database answers");
     }
 }
