@@ -3,9 +3,11 @@
 //! A row holds quantities and the version of the price that was in force: money is derived from them. What has no price costs 0.
 //! Knows nothing of HTTP or tensors.
 
+mod exports;
 mod journal;
 mod ledger;
 mod limits;
+mod outbox;
 mod price;
 mod reconcile;
 mod rules;
@@ -14,16 +16,20 @@ mod testing;
 mod usage;
 mod usage_hours;
 mod wallet;
+mod webhooks;
 mod writer;
 
+pub use exports::{Customer, Exports, closed_until_ms};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
+pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
+pub use webhooks::{Webhook, Webhooks};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {
@@ -49,6 +55,8 @@ pub enum BillingError {
     LimitAmount,
     #[error("an account can have at most 100 limits; remove one first")]
     TooManyLimits,
+    #[error("an account can have at most {} webhooks; remove one first", webhooks::MOST_WEBHOOKS)]
+    TooManyWebhooks,
     #[error("the ledger does not answer in time")]
     Slow,
     #[error("the journal is closed")]

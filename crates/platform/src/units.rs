@@ -20,6 +20,13 @@ pub fn day_of(days: i64) -> String {
     )
 }
 
+/// `YYYY-MM-DDThh:mm:ssZ` (RFC 3339) of a time in milliseconds since the Unix epoch.
+pub fn second_of(ms: i64) -> String {
+    let seconds = ms.div_euclid(1000);
+    let (day, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    format!("{}T{:02}:{:02}:{:02}Z", day_of(day), second / 3600, second / 60 % 60, second % 60)
+}
+
 /// When the UTC month began that a time is in, in milliseconds since the Unix epoch.
 pub fn month_start_ms(ms: i64) -> i64 {
     let date = time::OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000))
@@ -57,6 +64,12 @@ mod tests {
         ] {
             assert_eq!(month_start_ms(time), start);
         }
+    }
+
+    #[test]
+    fn a_second_is_written_as_people_and_machines_read_it() {
+        assert_eq!(second_of(0), "1970-01-01T00:00:00Z");
+        assert_eq!(second_of(days_since_epoch("2026-11-26").unwrap() * DAY_MS + 45_296_999), "2026-11-26T12:34:56Z");
     }
 
     #[test]
