@@ -42,6 +42,8 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Promote(promote) => commands::promote::run(&promote).await?,
         Command::Prices(prices) => commands::prices::run(&prices).await?,
         Command::Usage(usage) => commands::usage::run(&usage).await?,
+        Command::Limits(limits) => commands::limits::run(&limits).await?,
+        Command::Webhooks(webhooks) => commands::webhooks::run(&webhooks).await?,
         Command::Keys(keys) => commands::keys::run(&keys).await?,
         Command::Bench(bench) => commands::bench::run(&bench).await?,
         Command::Configuration => print!("{}", config::reference(&cli::serve_command())),

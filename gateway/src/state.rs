@@ -15,6 +15,7 @@ use text::Text;
 use crate::accounts::Accounts;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
+use crate::outbox::Outside;
 use crate::reconciler::Reconciler;
 
 /// A base model as the gateway serves it.
@@ -40,6 +41,8 @@ pub struct Platform {
     pub wallets: Wallets,
     pub limits: Limits,
     pub reconciler: Reconciler,
+    /// What is delivered to the outside.
+    pub outside: Outside,
     pub accounts: Accounts,
     /// Who runs this server: only this account may name paths on it.
     pub operator: AccountName,
