@@ -1,6 +1,7 @@
 //! The operator's endpoints, on the operators' listener and for keys of the account that runs the server only.
 
 mod accounts;
+mod exports;
 mod prices;
 mod reconciliation;
 
@@ -25,6 +26,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/accounts/{account}/limits", web::post().to(accounts::add_limit))
         .route("/admin/v1/accounts/{account}/limits/{id}", web::delete().to(accounts::remove_limit))
         .route("/admin/v1/reconciliation", web::get().to(reconciliation::show))
+        .route("/admin/v1/export", web::get().to(exports::list))
+        .route("/admin/v1/export", web::post().to(exports::export))
         .route("/admin/v1/credits", web::post().to(accounts::credit))
         .route("/admin/v1/prices", web::get().to(prices::list))
         .route("/admin/v1/prices", web::post().to(prices::add));
