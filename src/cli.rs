@@ -31,6 +31,10 @@ pub enum Command {
     Statements(Statements),
     /// Show prices, or set one
     Prices(Prices),
+    /// Show caps and alerts with what was spent, or set one
+    Limits(Limits),
+    /// List, add or remove webhooks, which are told when an alert is reached
+    Webhooks(Webhooks),
     /// List, make or revoke API keys
     Keys(Keys),
     /// List the account's members, set a member's role, or remove one
@@ -199,6 +203,71 @@ pub struct SetPrice {
     /// The operators' listener
     #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090")]
     pub ops_url: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Limits {
+    #[command(subcommand)]
+    pub action: Option<LimitsAction>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum LimitsAction {
+    /// Limits of the account (the default)
+    List,
+    /// Set a cap, over which nothing is spent, or an alert, at which webhooks are told
+    Set(SetLimit),
+    /// Remove a limit by its id
+    Remove { id: String },
+}
+
+#[derive(Debug, Args)]
+pub struct SetLimit {
+    /// Dollars in each period
+    pub usd: f64,
+
+    /// Day and month are UTC; total never ends
+    #[arg(long, value_name = "PERIOD", value_parser = ["day", "month", "total"], default_value = "month")]
+    pub per: String,
+
+    /// An alert in place of a cap
+    #[arg(long)]
+    pub alert: bool,
+
+    /// Only what this key spends, by its id [default: the whole account]
+    #[arg(long, value_name = "ID", conflicts_with = "adapter")]
+    pub key: Option<String>,
+
+    /// Only what this adapter costs: account/name
+    #[arg(long, value_name = "ADAPTER")]
+    pub adapter: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Webhooks {
+    #[command(subcommand)]
+    pub action: Option<WebhooksAction>,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WebhooksAction {
+    /// Webhooks of the account (the default)
+    List,
+    /// Add a webhook; the secret that signs its messages is shown once
+    Add {
+        /// An address that begins with https://
+        url: String,
+    },
+    /// Remove a webhook by its id
+    Remove { id: String },
+    /// What was sent to a webhook, newest first, and what became of it
+    Deliveries { id: String },
 }
 
 #[derive(Debug, Args)]

@@ -100,6 +100,22 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_BOOTSTRAP_KEY_FILE", value_name = "FILE", conflicts_with = "bootstrap_key")]
     pub bootstrap_key_file: Option<PathBuf>,
 
+    /// Let webhooks lead to private addresses and plain HTTP; only where every account is trusted with this network
+    #[arg(long, env = "MYRIAD_PRIVATE_WEBHOOKS", action = ArgAction::SetTrue)]
+    pub private_webhooks: bool,
+
+    /// Secret key of the account at Stripe to which revenue is exported; prefer the variable, arguments can be read by others
+    #[arg(long, env = "MYRIAD_STRIPE_KEY", value_name = "KEY", hide_env_values = true, hide_default_value = true)]
+    pub stripe_key: Option<String>,
+
+    /// Event name of the meter at Stripe that sums nano-dollars
+    #[arg(long, env = "MYRIAD_STRIPE_METER", value_name = "NAME")]
+    pub stripe_meter: Option<String>,
+
+    /// Address of Stripe's API
+    #[arg(long, env = "MYRIAD_STRIPE_URL", value_name = "URL", default_value = "https://api.stripe.com")]
+    pub stripe_url: String,
+
     /// Let pages of any origin call the API (CORS)
     #[arg(long, env = "MYRIAD_CORS", action = ArgAction::SetTrue)]
     pub cors: bool,

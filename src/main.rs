@@ -44,6 +44,8 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Prices(prices) => commands::prices::run(&prices).await?,
         Command::Usage(usage) => commands::usage::run(&usage).await?,
         Command::Statements(statements) => commands::statements::run(&statements).await?,
+        Command::Limits(limits) => commands::limits::run(&limits).await?,
+        Command::Webhooks(webhooks) => commands::webhooks::run(&webhooks).await?,
         Command::Keys(keys) => commands::keys::run(&keys).await?,
         Command::Members(members) => commands::members::run(&members).await?,
         Command::Ledger(ledger) => commands::ledger::run(&ledger).await?,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use adapter_store::{AdapterStore, Version};
 use billing::{Journal, Ledger, Prices, Wallets};
-use gateway::{Accounts, Audit, Metrics, Platform, Replies, ServedModel, StoreImages};
+use gateway::{Accounts, Audit, Metrics, Outside, Platform, Replies, ServedModel, StoreImages, Stripe};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
 use serving_engine::{BaseModel, Engine, Limits};
@@ -69,6 +69,8 @@ pub enum ServeError {
     Cpu(&'static str),
     #[error("--adapters {0}")]
     Adapters(String),
+    #[error(transparent)]
+    Stripe(#[from] gateway::StripeError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
 }
@@ -82,6 +84,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let ops = listen("--ops-listen", &config.ops_listen)?;
     let account: AccountName = config.account.parse().map_err(ServeError::AccountName)?;
     let given_key = bootstrap_key(&config)?;
+    let stripe = Stripe::new(&config.stripe_url, config.stripe_key.as_deref(), config.stripe_meter.as_deref())?;
 
     let cpu = cpu(&config)?;
     let sources = locate(&config, data.path()).await?;
@@ -97,9 +100,13 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     let database = config.database.clone().unwrap_or_else(|| crate::database::default_url(data.path()));
     let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
     let db = Db::open(&database).await?;
-    let platform = Arc::new(assemble(&config, &account, db.clone(), Blobs::open(&blobs).await?, loaded).await?);
+    let outside = Outside::new(db.clone(), config.private_webhooks, stripe);
+    let parts = Parts { db: db.clone(), blobs: Blobs::open(&blobs).await?, loaded, outside };
+    let platform = Arc::new(assemble(&config, &account, parts).await?);
     gateway::follow_changes(&platform, db.clone());
     gateway::run_reconciler(&platform);
+    gateway::run_alerts(&platform);
+    gateway::run_outbox(&platform);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -226,13 +233,16 @@ fn load(config: &ServeConfig, sources: &[ModelSource], cpu: &Cpu) -> Result<Vec<
     sources.iter().map(one).collect()
 }
 
-async fn assemble(
-    config: &ServeConfig,
-    operator: &AccountName,
+/// What was opened and loaded, and is put together to a platform.
+struct Parts {
     db: Db,
     blobs: Blobs,
     loaded: Vec<Loaded>,
-) -> Result<Platform, ServeError> {
+    outside: Outside,
+}
+
+async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) -> Result<Platform, ServeError> {
+    let Parts { db, blobs, loaded, outside } = parts;
     let bases = loaded.iter().map(|model| adapter_store::Base {
         id: model.id.to_string(),
         shape: model.executor.shape().clone(),
@@ -281,6 +291,7 @@ async fn assemble(
         wallets: Wallets::new(ledger.clone(), journal.clone(), caps.clone()),
         limits: caps,
         reconciler: gateway::Reconciler::default(),
+        outside,
         ledger,
         journal,
         accounts: Accounts::open(db.clone()).await?,

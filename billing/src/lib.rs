@@ -5,10 +5,12 @@
 
 mod books;
 mod buckets;
+mod exports;
 mod faults;
 mod journal;
 mod ledger;
 mod limits;
+mod outbox;
 mod price;
 mod reconcile;
 mod rules;
@@ -18,21 +20,25 @@ mod testing;
 mod usage;
 mod usage_hours;
 mod wallet;
+mod webhooks;
 mod writer;
 
 pub use books::Books;
 pub use buckets::{BucketRow, Buckets, Dimension};
+pub use exports::{Customer, Exports, closed_until_ms};
 #[doc(hidden)]
 pub use faults::{Fault, Faults};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_live};
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
+pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
 pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
 pub use statement::{ChargeLine, CreditLine, Statement};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
+pub use webhooks::{Webhook, Webhooks};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {
@@ -60,6 +66,8 @@ pub enum BillingError {
     TooManyLimits,
     #[error("{month} has over {lines} credits, too many for one statement; /v1/account/ledger lists them page by page")]
     StatementTooLong { month: String, lines: u32 },
+    #[error("an account can have at most {} webhooks; remove one first", webhooks::MOST_WEBHOOKS)]
+    TooManyWebhooks,
     #[error("the ledger does not answer in time")]
     Slow,
     #[error("the journal is closed")]

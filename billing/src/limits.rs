@@ -245,7 +245,11 @@ impl Limits {
 
     /// What was spent in the period that now runs, by all servers.
     pub async fn spent_now(&self, account: &AccountName, limit: &Limit) -> Result<Nano, BillingError> {
-        let start_ms = limit.period.start_ms(now_ms());
+        self.spent_from(account, limit, limit.period.start_ms(now_ms())).await
+    }
+
+    /// What was spent since a period began, by all servers.
+    pub async fn spent_from(&self, account: &AccountName, limit: &Limit, start_ms: i64) -> Result<Nano, BillingError> {
         let meter = Meter { scope: limit.scope, subject: limit.subject.clone(), period: limit.period, start_ms };
         Ok(self.spent(self.db.pool(), account, &meter).await?.values().sum())
     }

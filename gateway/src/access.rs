@@ -7,7 +7,7 @@ pub enum Scope {
     Adapters,
     FineTuning,
     Billing,
-    /// Keys, members, limits; for the operator's account also the operators' endpoints.
+    /// Keys, members, limits, webhooks; for the operator's account also the operators' endpoints.
     Admin,
 }
 
@@ -148,6 +148,8 @@ mod tests {
             ("/v1/account/keys", true, Some(Scope::Admin)),
             ("/v1/account/members", true, Some(Scope::Admin)),
             ("/v1/account/audit", true, Some(Scope::Admin)),
+            ("/v1/account/webhooks", true, Some(Scope::Admin)),
+            ("/v1/account/webhooks/webhook-1/deliveries", true, Some(Scope::Admin)),
             ("/v1/organization/costs", true, Some(Scope::Billing)),
             ("/admin/v1/accounts", true, Some(Scope::Admin)),
             ("/v1/chatter", false, Some(Scope::Admin)),

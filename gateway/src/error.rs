@@ -134,7 +134,9 @@ impl From<BillingError> for ApiError {
             BillingError::PriceInThePast => Self::param("starts_at", error.to_string()),
             BillingError::PriceRange => Self::new(StatusCode::BAD_REQUEST, error.to_string()),
             BillingError::LimitAmount => Self::param("amount", error.to_string()),
-            BillingError::TooManyLimits => Self::new(StatusCode::CONFLICT, error.to_string()),
+            BillingError::TooManyLimits | BillingError::TooManyWebhooks => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             BillingError::StatementTooLong { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
             BillingError::NoAccount(_) => Self::not_found(error.to_string()),
             BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),

@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod alerts;
 mod audit;
 mod auth;
 mod body;
@@ -12,6 +13,7 @@ mod idempotency;
 mod life;
 mod metrics;
 mod names;
+mod outbox;
 mod prepare;
 mod reconciler;
 mod resolve;
@@ -22,12 +24,14 @@ mod upload;
 mod wire;
 
 pub use accounts::{AccountError, Accounts};
+pub use alerts::run as run_alerts;
 pub use audit::Audit;
 pub use changes::follow as follow_changes;
 pub use error::ApiError;
 pub use idempotency::Replies;
 pub use metrics::Metrics;
 pub use names::nearest_names;
+pub use outbox::{Outside, Stripe, StripeError, run as run_outbox};
 pub use reconciler::{Reconciler, run as run_reconciler};
 pub use server::{Servers, serve};
 pub use state::{Platform, ServedModel, StoreImages};

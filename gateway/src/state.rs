@@ -16,6 +16,7 @@ use crate::accounts::Accounts;
 use crate::audit::Audit;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
+use crate::outbox::Outside;
 use crate::reconciler::Reconciler;
 
 /// A base model as the gateway serves it.
@@ -41,6 +42,8 @@ pub struct Platform {
     pub wallets: Wallets,
     pub limits: Limits,
     pub reconciler: Reconciler,
+    /// What is delivered to the outside.
+    pub outside: Outside,
     pub accounts: Accounts,
     pub audit: Audit,
     /// Who runs this server: only this account may name paths on it.

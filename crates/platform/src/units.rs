@@ -26,6 +26,11 @@ pub fn time_of(ms: i64) -> String {
     format!("{} {:02}:{:02}:{:02}", day_of(ms.div_euclid(DAY_MS)), seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
+/// `YYYY-MM-DDThh:mm:ssZ` (RFC 3339) of a time in milliseconds since the Unix epoch.
+pub fn second_of(ms: i64) -> String {
+    format!("{}Z", time_of(ms).replace(' ', "T"))
+}
+
 /// The day that `YYYY-MM-DD` names, counted from the Unix epoch. None: it is no day of the years 1970 to 9999.
 pub fn days_since_epoch(text: &str) -> Option<i64> {
     let mut parts = text.splitn(3, '-');
@@ -101,6 +106,12 @@ mod tests {
         for wrong in ["", "2026", "2026-13", "2026-1", "2026-11-01", "1969-12", "2026-11-"] {
             assert_eq!(Month::parse(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_second_is_written_as_people_and_machines_read_it() {
+        assert_eq!(second_of(0), "1970-01-01T00:00:00Z");
+        assert_eq!(second_of(days_since_epoch("2026-11-26").unwrap() * DAY_MS + 45_296_999), "2026-11-26T12:34:56Z");
     }
 
     #[test]

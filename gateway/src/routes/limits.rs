@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Limit, LimitKind, LimitScope, Period};
+use billing::{Limit, LimitKind, LimitScope, Nano, Period};
 use platform::AccountName;
 use serde_json::{Map, Value, json};
 
@@ -24,16 +24,14 @@ pub async fn listed(platform: &Platform, account: &AccountName) -> Result<HttpRe
     let mut data = Vec::new();
     for limit in platform.limits.of(account) {
         let spent = platform.limits.spent_now(account, &limit).await?;
-        let mut shown = shown(&limit);
-        shown["spent"] = dollars(spent);
-        shown["spent_nano_usd"] = spent.into();
-        data.push(shown);
+        data.push(shown(&limit, Some(spent)));
     }
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
 
-fn shown(limit: &Limit) -> Value {
-    json!({
+/// A limit, and where it is known, what was spent in its period.
+pub fn shown(limit: &Limit, spent: Option<Nano>) -> Value {
+    let mut shown = json!({
         "id": limit.id,
         "object": "account.limit",
         "kind": limit.kind.name(),
@@ -43,7 +41,13 @@ fn shown(limit: &Limit) -> Value {
         "amount": dollars(limit.amount),
         "amount_nano_usd": limit.amount,
         "set_by": if limit.operators { "operator" } else { "account" },
-    })
+    });
+    if let Some(spent) = spent {
+        shown["spent"] = dollars(spent);
+        shown["spent_nano_usd"] = spent.into();
+        shown["reached"] = (spent >= limit.amount).into();
+    }
+    shown
 }
 
 pub async fn add(
@@ -82,7 +86,7 @@ pub async fn added(
     };
     let limit = platform.limits.set(account, limit).await?;
     platform.wallets.limits_changed().await?;
-    Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit)))
+    Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit, None)))
 }
 
 fn choice<T>(

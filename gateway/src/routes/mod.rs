@@ -13,8 +13,10 @@ mod ops;
 mod organization;
 mod reply;
 mod statements;
+mod webhooks;
 
-pub use reply::unread;
+pub use limits::shown as shown_limit;
+pub use reply::{dollars, unread};
 
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
@@ -64,6 +66,10 @@ pub fn api(config: &mut web::ServiceConfig) {
         .route("/v1/account/limits", web::get().to(limits::list))
         .route("/v1/account/limits", web::post().to(limits::add))
         .route("/v1/account/limits/{id}", web::delete().to(limits::remove))
+        .route("/v1/account/webhooks", web::get().to(webhooks::list))
+        .route("/v1/account/webhooks", web::post().to(webhooks::add))
+        .route("/v1/account/webhooks/{id}", web::delete().to(webhooks::remove))
+        .route("/v1/account/webhooks/{id}/deliveries", web::get().to(webhooks::deliveries))
         .route("/v1/account/members", web::get().to(account::members))
         .route("/v1/account/members/{name}", web::put().to(account::set_member))
         .route("/v1/account/members/{name}", web::delete().to(account::remove_member))

@@ -3,6 +3,7 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use billing::{Command, Credit, Nano};
+use platform::units::now_ms;
 use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
 
@@ -18,6 +19,8 @@ use crate::wire::Fields;
 /// Longest id of a command and longest memo, in bytes.
 const ID_BYTES: usize = 128;
 const MEMO_BYTES: usize = 512;
+/// Longest id of a customer at Stripe, in bytes.
+const CUSTOMER_BYTES: usize = 255;
 
 pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     operator(&platform, &caller)?;
@@ -34,6 +37,9 @@ async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiErro
     for (field, value) in known {
         shown[field] = value;
     }
+    let customer = platform.outside.exports.customer(name).await?;
+    shown["stripe_since"] = customer.as_ref().map(|customer| customer.since_ms / 1000).into();
+    shown["stripe_customer"] = customer.map(|customer| customer.id).into();
     Ok(shown)
 }
 
@@ -98,7 +104,36 @@ pub async fn change(
         platform.audit.add(&caller, &change).await?;
         tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
     }
+    if let Some(customer) = json.get("stripe_customer") {
+        tie(&platform, &name, customer, &Fields::new(&json)).await?;
+    }
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
+}
+
+/// Says where an account's revenue goes. Without `stripe_since` it goes there from the running hour on, so that nobody is billed
+/// by surprise for what was used before.
+async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: &Fields<'_>) -> Result<(), ApiError> {
+    let exports = &platform.outside.exports;
+    let wrong =
+        || ApiError::param("stripe_customer", "stripe_customer must be a customer's id, cus_..., or null for none");
+    if customer.is_null() {
+        exports.untie(name).await?;
+        tracing::info!(account = %name, "an account was untied from its customer at Stripe");
+        return Ok(());
+    }
+    let customer = customer.as_str().ok_or_else(wrong)?;
+    let printable = customer.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if !customer.starts_with("cus_") || !printable || customer.len() > CUSTOMER_BYTES {
+        return Err(wrong());
+    }
+    let since = fields.integer("stripe_since", 0..=i64::from(u32::MAX))?;
+    let known = exports.customer(name).await?;
+    if since.is_none() && known.is_some_and(|known| known.id == customer) {
+        return Ok(());
+    }
+    exports.tie(name, customer, since.map_or_else(now_ms, |seconds| seconds * 1000)).await?;
+    tracing::info!(account = %name, customer, "an account was tied to a customer at Stripe");
+    Ok(())
 }
 
 /// Grants, tops up, refunds, expires or corrects an account's credit. With an `id` of the caller's choice a repeat changes nothing.

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod audit;
+mod exports;
 mod prices;
 mod reconciliation;
 
@@ -27,6 +28,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/accounts/{account}/limits/{id}", web::delete().to(accounts::remove_limit))
         .route("/admin/v1/reconciliation", web::get().to(reconciliation::show))
         .route("/admin/v1/audit", web::get().to(audit::list))
+        .route("/admin/v1/export", web::get().to(exports::list))
+        .route("/admin/v1/export", web::post().to(exports::export))
         .route("/admin/v1/credits", web::post().to(accounts::credit))
         .route("/admin/v1/prices", web::get().to(prices::list))
         .route("/admin/v1/prices", web::post().to(prices::add));
