@@ -577,6 +577,8 @@ impl Wallets {
 
     /// Gives back what the account holds, unless requests run.
     pub async fn give_back(&self, account: &AccountName) -> Result<(), BillingError> {
+        // What is on its way into the books still keeps its reservation open.
+        self.shared.journal.flush().await?;
         let purse = self.purse(account);
         self.empty(&purse).await
     }

@@ -245,6 +245,22 @@ async fn credit_is_not_given_back_under_a_request_that_is_about_to_be_charged() 
 }
 
 #[tokio::test]
+async fn a_server_that_stops_waits_for_charges_that_are_on_their_way() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 1_000).await;
+        let slow = Faults::new(|| Some(Fault::Stalls(Duration::from_millis(100))));
+        let server = Server::failing(&db, Faults::default(), slow).await;
+        let request = request(&account);
+        server.journal.begin(&request).await.unwrap();
+        let charge = server.wallets.reserve(&account, 100, 100).await.unwrap().unwrap().settle(70);
+        // Who asked for it has stopped waiting.
+        let settled = server.journal.settle(&request.id, Quantities::default(), Finish::Stop, charge);
+        assert!(tokio::time::timeout(Duration::from_millis(10), settled).await.is_err());
+        assert_eq!(rest(&server, &account).await, (930, 70));
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_could_not_give_back_leaves_it_to_the_next_one() {
     for db in databases().await {
         let account = prepaid(&db, "acme", 1_000).await;
