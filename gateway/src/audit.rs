@@ -69,8 +69,16 @@ impl Audit {
         Self { db }
     }
 
-    /// Writes down what was done just now.
-    pub async fn add(&self, by: &Caller, change: &Change<'_>) -> Result<(), sqlx::Error> {
+    /// Writes down what was done just now. Where that fails the change is done all the same, and the answer must not say
+    /// otherwise: who repeats a credit for that would give it twice.
+    pub async fn add(&self, by: &Caller, change: &Change<'_>) {
+        if let Err(error) = self.try_add(by, change).await {
+            let (account, action, subject, detail) = (change.account, change.action, change.subject, &change.detail);
+            tracing::error!(%error, %account, action, subject, %detail, "a change could not be written to the audit log");
+        }
+    }
+
+    async fn try_add(&self, by: &Caller, change: &Change<'_>) -> Result<(), sqlx::Error> {
         let mut transaction = self.db.begin().await?;
         note(&mut transaction, Some(by), change).await?;
         transaction.commit().await

@@ -24,7 +24,7 @@ def shop(request, tmp_path_factory):
                 for model in models:
                     ask(client, model=model)
         yield server, http, key["id"]
-    assert server.stop() == 0
+    assert server.stop() == 0, server.output
 
 
 @pytest.fixture

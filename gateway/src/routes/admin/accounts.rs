@@ -101,7 +101,7 @@ pub async fn change(
         platform.ledger.set_credit(&name, credit).await?;
         let detail = json!({ "credit": credit.name() });
         let change = Change { account: &name, action: "account.credit_kind", subject: name.as_str(), detail };
-        platform.audit.add(&caller, &change).await?;
+        platform.audit.add(&caller, &change).await;
         tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
     }
     if let Some(customer) = json.get("stripe_customer") {
@@ -173,7 +173,7 @@ pub async fn credit(
     let outcome = platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?;
     let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
     let detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
-    platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await?;
+    platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
     tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
     if let Err(refusal) = outcome {
         let error =

@@ -63,10 +63,7 @@ pub async fn add(
     let concerns = account.as_ref().unwrap_or(&caller.account);
     let subject = price.version.to_string();
     let detail = account::price(&price);
-    platform
-        .audit
-        .add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail })
-        .await?;
+    platform.audit.add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail }).await;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
     Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
 }
