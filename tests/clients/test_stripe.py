@@ -165,9 +165,8 @@ def test_a_server_that_is_killed_while_it_exports_counts_nothing_twice(shop, str
     assert stripe.sum() == settled(server, key)
 
 
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_two_servers_export_each_hour_once(shop, stripe, own_server, database):
-    if not database:
-        pytest.skip("several servers need PostgreSQL")
     server, admin, key = shop
     other = own_server(*server.arguments).start()
     with other.http() as http, httpx.Client(base_url=other.ops_url, headers=http.headers) as second:

@@ -131,9 +131,8 @@ def test_a_removed_webhook_gets_nothing_more(shop, receiver):
         assert len([m for m in receiver.messages if m.path == "/"]) <= before + 1
 
 
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_two_servers_tell_each_alert_once(own_server, receiver, database):
-    if not database:
-        pytest.skip("several servers need PostgreSQL")
     servers = [priced(own_server("--private-webhooks", *database).start()) for _ in range(2)]
     with servers[0].http() as http:
         made = webhook(http, receiver.url)
