@@ -108,17 +108,20 @@ pub(crate) struct Meter {
 pub struct Limits {
     db: Db,
     known: Arc<RwLock<HashMap<String, Vec<Limit>>>>,
+    /// Held from reading the limits to holding them: an older read must not replace a newer one.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Limits {
     pub async fn open(db: Db) -> Result<Self, BillingError> {
-        let limits = Self { db, known: Arc::default() };
+        let limits = Self { db, known: Arc::default(), reading: Arc::default() };
         limits.reload().await?;
         Ok(limits)
     }
 
     /// Reads all limits again: another server may have changed some.
     pub async fn reload(&self) -> Result<(), BillingError> {
+        let _reading = self.reading.lock().await;
         let rows = sqlx::query("SELECT * FROM limits ORDER BY created_ms, id").fetch_all(self.db.pool()).await?;
         let mut known: HashMap<String, Vec<Limit>> = HashMap::new();
         for row in &rows {

@@ -83,17 +83,20 @@ pub struct NewPrice {
 pub struct Prices {
     db: Db,
     known: Arc<RwLock<Vec<Price>>>,
+    /// Held from reading the prices to holding them: an older read must not replace a newer one.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Prices {
     pub async fn open(db: Db) -> Result<Self, BillingError> {
-        let prices = Self { db, known: Arc::default() };
+        let prices = Self { db, known: Arc::default(), reading: Arc::default() };
         prices.reload().await?;
         Ok(prices)
     }
 
     /// Reads all versions again: another server may have added some.
     pub async fn reload(&self) -> Result<(), BillingError> {
+        let _reading = self.reading.lock().await;
         let rows = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(self.db.pool()).await?;
         let price = |row: &DbRow| -> Result<Price, sqlx::Error> {
             Ok(Price {

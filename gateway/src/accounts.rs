@@ -115,17 +115,20 @@ type ValidKeys = HashMap<[u8; 32], Arc<Valid>>;
 pub struct Accounts {
     db: Db,
     valid: Arc<RwLock<ValidKeys>>,
+    /// Held from reading the keys to holding them: an older read must not replace a newer one.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Accounts {
     pub async fn open(db: Db) -> Result<Self, AccountError> {
-        let accounts = Self { db, valid: Arc::default() };
+        let accounts = Self { db, valid: Arc::default(), reading: Arc::default() };
         accounts.reload().await?;
         Ok(accounts)
     }
 
     /// Reads all keys again.
     pub async fn reload(&self) -> Result<(), AccountError> {
+        let _reading = self.reading.lock().await;
         let rows = sqlx::query(
             "SELECT k.*, m.role FROM api_keys k LEFT JOIN members m ON m.account = k.account AND m.name = k.member \
              WHERE k.revoked_ms IS NULL",

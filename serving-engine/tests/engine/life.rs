@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use serving_engine::{Event, FinishReason, Limits, NOT_NUMBERS, Refused};
+use serving_engine::{Event, FinishReason, Limits, Refused, Request};
 
 use crate::bench_model::{OVERFLOWING, Setup, adapter, answer, engine, request};
 
@@ -107,6 +107,7 @@ async fn the_scores_of_a_prompt_of_one_token_are_sent_and_are_none() {
     let mut short = request(6);
     (short.tokens, short.max_tokens, short.score_prompt) = (Arc::new([7]), 0, true);
     let mut reply = engine.submit(short).unwrap();
+    assert!(matches!(reply.next().await, Some(Event::Started { cached: 0 })));
     let first = reply.next().await;
     assert!(matches!(&first, Some(Event::Prompt(scores)) if scores.is_empty()), "{first:?}");
 }
@@ -152,6 +153,7 @@ async fn a_drain_that_takes_too_long_ends_with_an_error() {
     let mut long = request(1);
     long.max_tokens = 400;
     let mut reply = engine.submit(long).unwrap();
+    assert!(matches!(reply.next().await, Some(Event::Started { .. })));
     assert!(matches!(reply.next().await, Some(Event::Token { .. })));
     engine.drain(Duration::ZERO).await;
     let mut last = None;
@@ -159,4 +161,53 @@ async fn a_drain_that_takes_too_long_ends_with_an_error() {
         last = Some(event);
     }
     assert!(matches!(last, Some(Event::Finished(end)) if end.error.is_some()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_waits_where_its_allowance_ends_and_goes_on_as_if_it_had_not() {
+    let engine = engine(Setup::default());
+    let whole = answer(&engine, request(4)).await;
+    let mut reply = engine.submit(Request { allowance: Some(5), ..request(4) }).unwrap();
+    let controls = reply.controls();
+    let mut tokens = Vec::new();
+    while tokens.len() < 5 {
+        if let Some(Event::Token { token, .. }) = reply.next().await {
+            tokens.push(token.id);
+        }
+    }
+    // Others are not held up by it, and it draws nothing meanwhile.
+    assert_eq!(answer(&engine, request(2)).await.tokens.len(), 12);
+    assert!(tokio::time::timeout(Duration::from_millis(50), reply.next()).await.is_err());
+    controls.allow(9);
+    controls.allow_no_more();
+    let mut ends = Vec::new();
+    while let Some(event) = reply.next().await {
+        match event {
+            Event::Token { token, .. } => tokens.push(token.id),
+            Event::Choice { reason, visible_bytes, .. } => ends.push((reason, visible_bytes)),
+            Event::Finished(end) => assert_eq!(end.usage.completion, 9),
+            _ => {}
+        }
+    }
+    let same: Vec<u32> = whole.tokens.iter().map(|(_, token)| token.id).take(9).collect();
+    assert_eq!((tokens, ends), (same, vec![(FinishReason::Allowance, 9)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn choices_share_one_allowance() {
+    let engine = engine(Setup::default());
+    let mut reply = engine.submit(Request { allowance: Some(7), choices: 3, ..request(1) }).unwrap();
+    let controls = reply.controls();
+    let (mut tokens, mut ends) = (0, 0);
+    while let Some(event) = reply.next().await {
+        match event {
+            Event::Token { .. } => tokens += 1,
+            Event::Choice { reason, .. } => ends += usize::from(reason == FinishReason::Allowance),
+            _ => {}
+        }
+        if tokens == 7 {
+            controls.allow_no_more();
+        }
+    }
+    assert_eq!((tokens, ends), (7, 3));
 }
