@@ -181,9 +181,9 @@ mod tests {
         assert!(Stripe::new(url, None, None).unwrap().is_none());
         assert!(Stripe::new(url, Some("sk_test_1"), Some("spent")).unwrap().is_some());
         for (url, key, meter, named) in [
-            (url, Some("sk_test_1"), None, "--stripe-meter"),
-            (url, None, Some("spent"), "--stripe-key"),
-            (url, Some("sk test"), Some("spent"), "--stripe-key"),
+            (url, Some("sk_test_1"), None, "--stripe-key needs --stripe-meter"),
+            (url, None, Some("spent"), "--stripe-meter needs --stripe-key"),
+            (url, Some("sk test"), Some("spent"), "--stripe-key must be"),
             ("stripe", Some("sk_test_1"), Some("spent"), "--stripe-url"),
         ] {
             let error = Stripe::new(url, key, meter).err().unwrap().to_string();
