@@ -585,6 +585,8 @@ impl Wallets {
 
     /// Gives everything back: for a server that stops.
     pub async fn give_back_all(&self) -> Result<(), BillingError> {
+        // What is on its way into the books still keeps its reservation open.
+        self.shared.journal.flush().await?;
         for purse in self.all() {
             self.empty(&purse).await?;
         }

@@ -7,6 +7,8 @@ import pytest
 
 from server import KEY
 
+pytestmark = pytest.mark.books
+
 
 @pytest.fixture
 def shop(own_server, database):

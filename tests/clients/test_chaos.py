@@ -13,6 +13,8 @@ import pytest
 
 from server import KEY, ROOT
 
+pytestmark = pytest.mark.books
+
 # The benchmark runs it with 100,000; see docs/benchmarks.md.
 REQUESTS = int(os.environ.get("MYRIAD_CHAOS_REQUESTS", "1000"))
 CLIENTS = 32

@@ -9,6 +9,8 @@ from openai import APIStatusError
 
 from talk import connect
 
+pytestmark = pytest.mark.books
+
 # Dollars per million tokens, so that a token is a round number of nano-dollars.
 INPUT, OUTPUT = 1.0, 4.0
 TOKEN = 4_000

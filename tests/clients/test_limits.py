@@ -9,6 +9,8 @@ from openai import APIStatusError
 from talk import connect
 from test_credit import PATIENT, TOKEN, shop  # noqa: F401
 
+pytestmark = pytest.mark.books
+
 
 def limits(server, key):
     return httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"})

@@ -14,6 +14,8 @@ from server import postgres_database
 from talk import ask, connect
 from test_statements import this_month
 
+pytestmark = pytest.mark.books
+
 PATIENT = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Say every word you know."}], "extra_body": {"ignore_eos": True}}
 
 

@@ -9,6 +9,8 @@ import pytest
 from server import PATIENCE_S
 from talk import ask, connect
 
+pytestmark = pytest.mark.books
+
 KEY = re.compile(r"sk-myriad-[0-9A-Za-z]+")
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from talk import ask, connect
 
+pytestmark = pytest.mark.books
+
 
 def this_month() -> str:
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m")

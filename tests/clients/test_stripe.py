@@ -10,6 +10,8 @@ from receiver import Receiver, eventually
 from talk import ask, connect
 from test_webhooks import priced
 
+pytestmark = pytest.mark.books
+
 KEY = "sk_test_of_the_tests"
 
 

@@ -11,6 +11,8 @@ from receiver import Receiver, eventually, verified
 from server import free_port
 from talk import ask, connect
 
+pytestmark = pytest.mark.books
+
 TOKEN = 4_000
 
 

@@ -252,7 +252,7 @@ async fn a_server_that_stops_waits_for_charges_that_are_on_their_way() {
         let server = Server::failing(&db, Faults::default(), slow).await;
         let request = request(&account);
         server.journal.begin(&request).await.unwrap();
-        let charge = server.wallets.reserve(&account, 100, 100).await.unwrap().unwrap().settle(70);
+        let charge = server.wallets.reserve(&spender(&account), 100, 100).await.unwrap().unwrap().settle(70);
         // Who asked for it has stopped waiting.
         let settled = server.journal.settle(&request.id, Quantities::default(), Finish::Stop, charge);
         assert!(tokio::time::timeout(Duration::from_millis(10), settled).await.is_err());

@@ -298,7 +298,9 @@ impl Driver {
         let pieces = match (settled, self.failure.take()) {
             (Err(error), _) => vec![Piece::Failed(error)],
             // Another server took this one for dead and closed the row at its last mark: what is charged is not this answer.
-            (Ok(false), _) => vec![Piece::Failed(failed("the answer was closed at its last mark; send it again".into()))],
+            (Ok(false), _) => {
+                vec![Piece::Failed(failed("the answer was closed at its last mark; send it again".into()))]
+            }
             (Ok(true), Some(failure)) => vec![Piece::Failed(failed(failure))],
             (Ok(true), None) => self.endings(quantities, finish),
         };
