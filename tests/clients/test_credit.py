@@ -1,7 +1,9 @@
 """Credit: prepaid accounts spend what they have, to the nano-dollar, and nothing beyond."""
 
+import socket
 import sqlite3
 import threading
+import time
 
 import httpx
 import pytest
@@ -169,3 +171,30 @@ def test_the_books_agree_and_the_reconciler_sees_when_they_do_not(shop):
     checks = {difference["check"] for difference in found["data"]}
     assert {"usage = requests, completion", "usage = requests, cost", "requests = ledger, cost", "ledger = balance, available"} == checks
     assert f"myriad_reconciliation_differences {found['differences']}" in httpx.get(f"{server.ops_url}/metrics").text
+
+
+def test_several_answers_share_what_there_is_and_none_hangs(shop):
+    server, admin, key = shop
+    credit(admin, 40 * TOKEN)
+    with connect(server, api_key=key) as client:
+        # Some of these end by themselves before the money does.
+        reply = client.chat.completions.create(model="myriad-mini", messages=[{"role": "user", "content": "Hello!"}], n=6, temperature=1.5, seed=3)
+    assert {choice.finish_reason for choice in reply.choices} <= {"stop", "length"}
+    assert any(getattr(choice, "stop_reason", None) == "insufficient_quota" for choice in reply.choices)
+    assert account(server, key)["balance_nano_usd"] == 40 * TOKEN - reply.usage.cost_nano_usd >= 0
+
+
+def test_who_leaves_before_the_first_byte_leaves_no_open_row(shop):
+    server, admin, key = shop
+    credit(admin, 100_000_000)
+    body = b'{"model": "myriad-mini", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 5}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    for at in range(200):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(head.encode() + body)
+            time.sleep(at % 20 / 5000)
+    server.settled(key)
+    with connect(server, api_key=key) as client:
+        client.chat.completions.create(**PATIENT, max_tokens=5)
+    found = admin.get("/admin/v1/reconciliation?days=1").json()
+    assert found["differences"] == 0, found

@@ -49,8 +49,12 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
     let Start { row, rates, requests, length_given, .. } = &mut start;
     let adapter = row.adapter.as_ref().map(|(name, _)| name.as_str());
     let spender = Spender { account: &row.account, key_id: &row.key_id, adapter };
-    let credit = Credit::open(&platform.wallets, &spender, *rates, requests, *length_given);
-    let credit = credit.await?;
+    let credit = Credit::open(&platform.wallets, &spender, *rates, requests, *length_given).await?;
+    // On a task of its own: a client that leaves now must not leave a row behind that nobody settles.
+    tokio::spawn(begin(platform, start, credit, choices)).await.map_err(ApiError::internal)?
+}
+
+async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, choices: u32) -> Result<Run, ApiError> {
     let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
     let replies: Vec<Reply> =
         start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
@@ -177,9 +181,12 @@ impl Driver {
         self.credit.as_mut().and_then(|credit| credit.next(used))
     }
 
-    /// The most completion tokens that one prompt's answers have drawn.
+    /// The most completion tokens that one prompt's answers may have drawn: a choice that has ended can have drawn one, its stop
+    /// token, that was not sent.
     fn most_used(&self) -> u64 {
-        self.usages.iter().map(|usage| usage.completion).max().unwrap_or(0)
+        let ended = |choices: &[Choice]| choices.iter().filter(|choice| choice.ending.is_some()).count() as u64;
+        let prompts = self.usages.iter().zip(self.choices.chunks(self.per_prompt.max(1)));
+        prompts.map(|(usage, choices)| usage.completion + ended(choices)).max().unwrap_or(0)
     }
 
     async fn take(&mut self, prompt: usize, event: Event, controls: &[Controls]) {
