@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What metering costs: requests per second and time to first token without it, on SQLite and on PostgreSQL, in one run.
 
-    tests/bench/metering.py [ROUNDS]        needs target/release/myriad and the PostgreSQL server programs
+    tests/bench/metering.py [ROUNDS [PROMPT_TOKENS]]        needs target/release/myriad and the PostgreSQL server programs
 
 Three servers serve the built-in model, priced and prepaid where metering is on. Each round measures all three, one after the other:
 first how many requests per second it does at most (64 at once), then, at half of what the slowest did, the time to
@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target/release/myriad"
 KEY = "sk-myriad-key-of-the-metering-bench"
 PORTS = {"off": (18600, 19600), "SQLite": (18601, 19601), "PostgreSQL": (18602, 19602)}
-SHAPE = ["--prompt-tokens", "8", "--output-tokens", "2"]
+ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+SHAPE = ["--prompt-tokens", sys.argv[2] if len(sys.argv) > 2 else "8", "--output-tokens", "2"]
 
 
 def call(url: str, body: dict | None = None):
@@ -57,7 +58,6 @@ def bench(mode: str, out: Path, *arguments: str) -> dict:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -67,7 +67,7 @@ def main() -> None:
         arguments = {"off": ["--without-metering"], "SQLite": [], "PostgreSQL": ["--database", database]}
         servers = [start(mode, folder, arguments[mode]) for mode in PORTS]
         try:
-            measure(rounds, folder / "out")
+            measure(ROUNDS, folder / "out")
         finally:
             for server in servers:
                 server.terminate()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use serving_engine::{Event, FinishReason, Limits, Refused, Request};
+use serving_engine::{Event, FinishReason, Limits, NOT_NUMBERS, Refused, Request};
 
 use crate::bench_model::{OVERFLOWING, Setup, adapter, answer, engine, request};
 
