@@ -15,7 +15,7 @@ from server import KEY, ROOT
 
 pytestmark = pytest.mark.books
 
-# The benchmark runs it with 100,000; see docs/benchmarks.md.
+# More of them make a benchmark of it.
 REQUESTS = int(os.environ.get("MYRIAD_CHAOS_REQUESTS", "1000"))
 CLIENTS = 32
 TOKENS = (4, 100)
