@@ -129,6 +129,10 @@ impl Journal {
         Self { silent: true, ..self }
     }
 
+    pub(crate) const fn is_silent(&self) -> bool {
+        self.silent
+    }
+
     pub(crate) fn db(&self) -> &Db {
         &self.db
     }

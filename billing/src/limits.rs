@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use platform::units::{DAY_MS, Month, now_ms};
-use platform::{AccountName, Db, DbRow, RequestId};
+use platform::{AccountName, Db, DbRow, RequestId, changes};
 use sqlx::Row;
 
 use crate::BillingError;
 use crate::rules::{LARGEST, Nano};
+use crate::usage_hours::HOUR_MS;
 
-const HOUR_MS: i64 = 3_600_000;
 /// Most limits of one account.
 const MOST: usize = 100;
 /// Of what is left of a cap, the part that one server leases at a time: others may need it too.
@@ -177,7 +177,7 @@ impl Limits {
         .bind(now_ms())
         .execute(&mut *transaction)
         .await?;
-        note(&mut transaction).await?;
+        changes::note(&mut transaction, changes::LIMITS).await?;
         transaction.commit().await?;
         self.reload().await?;
         Ok(limit)
@@ -193,7 +193,7 @@ impl Limits {
             .execute(&mut *transaction)
             .await?
             .rows_affected();
-        note(&mut transaction).await?;
+        changes::note(&mut transaction, changes::LIMITS).await?;
         transaction.commit().await?;
         self.reload().await?;
         Ok(removed > 0)
@@ -347,11 +347,6 @@ pub(crate) struct Lease {
 /// What a transaction names that leases caps: of one account's, one runs at a time.
 fn lock_name(account: &AccountName) -> String {
     format!("limits {account}")
-}
-
-async fn note(transaction: &mut platform::DbTransaction) -> Result<(), sqlx::Error> {
-    let noted = sqlx::query("UPDATE changes SET number = number + 1 WHERE what = 'limits'");
-    noted.execute(&mut **transaction).await.map(drop)
 }
 
 fn limit_of(row: &DbRow) -> Result<Limit, sqlx::Error> {

@@ -6,7 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use platform::units::now_ms;
-use platform::{AccountName, Db, DbRow};
+use platform::{AccountName, Db, DbRow, changes};
 use sqlx::Row;
 
 use crate::{BillingError, Finish, Quantities};
@@ -146,7 +146,7 @@ impl Prices {
         .bind(now)
         .fetch_one(&mut *transaction)
         .await?;
-        sqlx::query("UPDATE changes SET number = number + 1 WHERE what = 'prices'").execute(&mut *transaction).await?;
+        changes::note(&mut transaction, changes::PRICES).await?;
         transaction.commit().await?;
         let price = Price { version: row.try_get("version")?, account, model: new.model, rates: new.rates, starts_ms };
         self.reload().await?;

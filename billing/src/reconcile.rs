@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use platform::DbTransaction;
 use platform::units::now_ms;
-use platform::{Db, DbKind, DbTransaction};
 use sqlx::Row;
 
 use crate::price::COST_SQL;
@@ -106,8 +106,8 @@ pub async fn reconcile(
     since_ms: i64,
 ) -> Result<Reconciliation, BillingError> {
     let mut found = Reconciliation { at_ms: now_ms(), ..Reconciliation::default() };
-    let counted = settled_counts(journal, engine).await?;
-    let mut snapshot = snapshot(journal.db()).await?;
+    let counted = if journal.is_silent() { None } else { settled_counts(journal, engine).await? };
+    let mut snapshot = journal.db().snapshot().await?;
     let hour = since_ms.div_euclid(HOUR_MS);
     usage_and_requests(&mut snapshot, hour, &mut found).await?;
     requests_and_ledger(&mut snapshot, hour * HOUR_MS, &mut found).await?;
@@ -158,16 +158,6 @@ async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Opti
         tokio::time::sleep(PAUSE).await;
     }
     Ok(last)
-}
-
-/// A transaction that sees one state of the database however long it reads.
-async fn snapshot(db: &Db) -> Result<DbTransaction, BillingError> {
-    let mut transaction = db.pool().begin().await?;
-    if db.kind() == DbKind::Postgres {
-        let isolated = sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY");
-        isolated.execute(&mut *transaction).await?;
-    }
-    Ok(transaction)
 }
 
 /// The subjects and numbers of a query with columns `subject` and these.

@@ -6,14 +6,13 @@ use std::sync::{Arc, RwLock};
 
 use billing::Credit;
 use platform::units::now_ms;
-use platform::{AccountName, Db, DbRow, DbTransaction};
+use platform::{AccountName, Db, DbRow, DbTransaction, changes};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use sqlx::Row;
 
 use crate::access::{Role, Scopes};
 use crate::audit::{self, Change};
-use crate::changes;
 use crate::error::ApiError;
 
 const PREFIX: &str = "sk-myriad-";

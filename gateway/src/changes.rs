@@ -4,24 +4,16 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use platform::{Db, DbTransaction};
+use platform::{Db, changes};
 use sqlx::Row;
 
 use crate::error::ApiError;
 use crate::state::Platform;
 
-pub const KEYS: &str = "keys";
-
 /// How often the counters are looked at. A key that another server revoked opens nothing a second later.
 const EVERY: Duration = Duration::from_millis(500);
 /// How often it is written down when keys were last used, in looks.
 const LAST_USED_EVERY: u32 = 20;
-
-/// Tells other servers of a change, with the change itself.
-pub async fn note(transaction: &mut DbTransaction, what: &'static str) -> Result<(), sqlx::Error> {
-    let noted = sqlx::query("UPDATE changes SET number = number + 1 WHERE what = $1").bind(what);
-    noted.execute(&mut **transaction).await.map(drop)
-}
 
 /// Reads again what others have changed, as long as the platform lives.
 pub fn follow(platform: &Arc<Platform>, db: Db) {
@@ -60,9 +52,9 @@ async fn read(platform: &Platform, db: &Db, seen: &mut HashMap<String, i64>) -> 
             continue;
         }
         match what.as_str() {
-            KEYS => platform.accounts.reload().await?,
-            "prices" => platform.prices.reload().await?,
-            "limits" => {
+            changes::KEYS => platform.accounts.reload().await?,
+            changes::PRICES => platform.prices.reload().await?,
+            changes::LIMITS => {
                 platform.limits.reload().await?;
                 platform.wallets.limits_changed().await?;
             }

@@ -89,3 +89,23 @@ def test_who_may_read_it(shop):
     assert {row["account"] for row in others} == {"acme"}
     assert httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"limit": 0}).json()["error"]["param"] == "limit"
     assert admin.get("/admin/v1/audit", params={"account": "No Name"}).json()["error"]["param"] == "account"
+
+
+def test_limits_webhooks_and_customers_are_written_down_too(shop):
+    server, http, admin = shop
+    cap = http.post("/v1/account/limits", json={"period": "day", "amount": 1}).json()["id"]
+    operators = admin.post("/admin/v1/accounts/local/limits", json={"period": "day", "amount": 2}).json()["id"]
+    assert http.delete(f"/v1/account/limits/{operators}").status_code == 404
+    http.delete(f"/v1/account/limits/{cap}").raise_for_status()
+    admin.delete(f"/admin/v1/accounts/local/limits/{operators}").raise_for_status()
+    webhook = http.post("/v1/account/webhooks", json={"url": "https://example.com/hook?token=hidden"}).json()
+    http.delete(f"/v1/account/webhooks/{webhook['id']}").raise_for_status()
+    admin.patch("/admin/v1/accounts/local", json={"stripe_customer": "cus_1"}).raise_for_status()
+    rows = http.get("/v1/account/audit", params={"limit": 100}).json()["data"][::-1][2:]
+    assert [(row["action"], row["subject"]) for row in rows] == [
+        ("limit.set", cap), ("limit.set", operators), ("limit.removed", cap), ("limit.removed", operators),
+        ("webhook.added", webhook["id"]), ("webhook.removed", webhook["id"]), ("account.stripe_customer", "local"),
+    ]
+    assert rows[0]["detail"]["amount_nano_usd"] == 10**9 and rows[1]["detail"]["set_by"] == "operator"
+    written = json.dumps(rows)
+    assert "hidden" not in written and webhook["secret"] not in written

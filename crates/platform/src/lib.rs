@@ -3,6 +3,7 @@
 //! Knows nothing of HTTP, prices or tensors.
 
 pub mod blobs;
+pub mod changes;
 pub mod copy;
 pub mod db;
 pub mod ids;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::reply::{JsonObject, dollars};
 use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -55,11 +56,12 @@ pub async fn add(
     caller: Caller,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    added(&platform, &caller.account, &json, false).await
+    added(&platform, &caller, &caller.account, &json, false).await
 }
 
 pub async fn added(
     platform: &Platform,
+    by: &Caller,
     account: &AccountName,
     json: &Map<String, Value>,
     operators: bool,
@@ -86,6 +88,8 @@ pub async fn added(
     };
     let limit = platform.limits.set(account, limit).await?;
     platform.wallets.limits_changed().await?;
+    let change = Change { account, action: "limit.set", subject: &limit.id, detail: shown(&limit, None) };
+    platform.audit.add(by, &change).await;
     Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit, None)))
 }
 
@@ -104,17 +108,19 @@ pub async fn remove(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    removed(&platform, &caller.account, &id, false).await
+    removed(&platform, &caller, &caller.account, &id, false).await
 }
 
 pub async fn removed(
     platform: &Platform,
+    by: &Caller,
     account: &AccountName,
     id: &str,
     operator: bool,
 ) -> Result<HttpResponse, ApiError> {
-    match platform.limits.remove(account, id, operator).await? {
-        true => Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.limit", "removed": true }))),
-        false => Err(ApiError::not_found("this account has no such limit, or only the operator may remove it")),
+    if !platform.limits.remove(account, id, operator).await? {
+        return Err(ApiError::not_found("this account has no such limit, or only the operator may remove it"));
     }
+    platform.audit.add(by, &Change { account, action: "limit.removed", subject: id, detail: json!({}) }).await;
+    Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.limit", "removed": true })))
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::reply::JsonObject;
 use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::error::ApiError;
 use crate::outbox::{checked_url, fresh_secret, message_id};
 use crate::state::Platform;
@@ -39,6 +40,10 @@ pub async fn add(
     let url = Fields::new(&json).text("url")?.ok_or_else(|| ApiError::param("url", "url is missing"))?;
     let url = checked_url(url, platform.outside.private_webhooks()).map_err(|reason| ApiError::param("url", reason))?;
     let webhook = platform.outside.webhooks.add(&caller.account, url.as_str(), &fresh_secret()).await?;
+    // The host only: what follows it may be the receiver's secret.
+    let detail = json!({ "host": url.host_str() });
+    let change = Change { account: &caller.account, action: "webhook.added", subject: &webhook.id, detail };
+    platform.audit.add(&caller, &change).await;
     let mut body = shown(&webhook);
     body["secret"] = webhook.secret.into();
     Ok(HttpResponse::build(StatusCode::CREATED).json(body))
@@ -49,10 +54,12 @@ pub async fn remove(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    match platform.outside.webhooks.remove(&caller.account, &id).await? {
-        true => Ok(HttpResponse::Ok().json(json!({ "id": *id, "object": "account.webhook", "removed": true }))),
-        false => Err(missing()),
+    if !platform.outside.webhooks.remove(&caller.account, &id).await? {
+        return Err(missing());
     }
+    let change = Change { account: &caller.account, action: "webhook.removed", subject: &id, detail: json!({}) };
+    platform.audit.add(&caller, &change).await;
+    Ok(HttpResponse::Ok().json(json!({ "id": *id, "object": "account.webhook", "removed": true })))
 }
 
 fn missing() -> ApiError {

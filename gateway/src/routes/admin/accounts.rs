@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::account::{balance, created_key, key, key_fields};
 use super::super::reply::{JsonObject, dollars};
-use super::{account_at, account_in_field, operator};
-use crate::accounts::Caller;
+use super::{Operator, account_at, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -22,8 +21,7 @@ const MEMO_BYTES: usize = 512;
 /// Longest id of a customer at Stripe, in bytes.
 const CUSTOMER_BYTES: usize = 255;
 
-pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
+pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResponse, ApiError> {
     let mut data = Vec::new();
     for name in platform.accounts.names().await? {
         data.push(shown(&platform, &name).await?);
@@ -45,10 +43,9 @@ async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiErro
 
 pub async fn show(
     platform: web::Data<Platform>,
-    caller: Caller,
+    _: Operator,
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
 }
@@ -56,10 +53,9 @@ pub async fn show(
 /// Makes an account with its first key, which is shown once.
 pub async fn create(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let fields = Fields::new(&json);
     let name = fields.text("id")?.ok_or_else(|| ApiError::param("id", "id is missing: the new account's name"))?;
     let name: AccountName =
@@ -89,11 +85,10 @@ fn credit_kind(fields: &Fields<'_>) -> Result<Option<Credit>, ApiError> {
 
 pub async fn change(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     name: web::Path<String>,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     if let Some(credit) = credit_kind(&Fields::new(&json))? {
         // What this server has set aside is not owed.
@@ -106,6 +101,9 @@ pub async fn change(
     }
     if let Some(customer) = json.get("stripe_customer") {
         tie(&platform, &name, customer, &Fields::new(&json)).await?;
+        let detail = json!({ "stripe_customer": customer, "stripe_since": json.get("stripe_since") });
+        let change = Change { account: &name, action: "account.stripe_customer", subject: name.as_str(), detail };
+        platform.audit.add(&caller, &change).await;
     }
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
 }
@@ -139,10 +137,9 @@ async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: 
 /// Grants, tops up, refunds, expires or corrects an account's credit. With an `id` of the caller's choice a repeat changes nothing.
 pub async fn credit(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let fields = Fields::new(&json);
     let name = fields.text("account")?.ok_or_else(|| ApiError::param("account", "account is missing"))?;
     let name = account_in_field(&platform, name).await?;
@@ -193,10 +190,9 @@ fn usd(amount: Nano) -> String {
 
 pub async fn keys(
     platform: web::Data<Platform>,
-    caller: Caller,
+    _: Operator,
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     let data: Vec<Value> = platform.accounts.keys(&name).await?.iter().map(key).collect();
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
@@ -205,11 +201,10 @@ pub async fn keys(
 /// A new key for an account, for one that has lost its own.
 pub async fn create_key(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     name: web::Path<String>,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     let new = key_fields(&json)?;
     let (id, secret) = platform.accounts.create_key(&name, &new, Some(&caller)).await?;
@@ -219,10 +214,9 @@ pub async fn create_key(
 
 pub async fn revoke_key(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let (name, id) = path.into_inner();
     let name = account_at(&platform, &name).await?;
     match platform.accounts.revoke(&name, &id, Some(&caller)).await? {
@@ -233,32 +227,29 @@ pub async fn revoke_key(
 
 pub async fn limits(
     platform: web::Data<Platform>,
-    caller: Caller,
+    _: Operator,
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
     super::super::limits::listed(&platform, &name).await
 }
 
 pub async fn add_limit(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     name: web::Path<String>,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let name = account_at(&platform, &name).await?;
-    super::super::limits::added(&platform, &name, &json, true).await
+    super::super::limits::added(&platform, &caller, &name, &json, true).await
 }
 
 pub async fn remove_limit(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let (name, id) = path.into_inner();
     let name = account_at(&platform, &name).await?;
-    super::super::limits::removed(&platform, &name, &id, true).await
+    super::super::limits::removed(&platform, &caller, &name, &id, true).await
 }

@@ -6,11 +6,15 @@ mod exports;
 mod prices;
 mod reconciliation;
 
+use std::future::{Ready, ready};
+
+use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
-use actix_web::web;
+use actix_web::{FromRequest, HttpRequest, web};
 use platform::AccountName;
 
 use crate::accounts::Caller;
+use crate::auth;
 use crate::error::ApiError;
 use crate::state::Platform;
 
@@ -35,12 +39,25 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/prices", web::post().to(prices::add));
 }
 
-/// Refuses whoever does not run the server.
-fn operator(platform: &Platform, caller: &Caller) -> Result<(), ApiError> {
-    if caller.account == platform.operator {
-        return Ok(());
+/// A caller who runs the server; everybody else is refused.
+pub struct Operator(pub Caller);
+
+impl FromRequest for Operator {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(operator(request))
     }
-    Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server"))
+}
+
+fn operator(request: &HttpRequest) -> Result<Operator, ApiError> {
+    let caller = auth::caller(request)?;
+    let platform = request.app_data::<web::Data<Platform>>();
+    match platform.is_some_and(|platform| caller.account == platform.operator) {
+        true => Ok(Operator(caller)),
+        false => Err(ApiError::new(StatusCode::FORBIDDEN, "this needs a key of the account that runs the server")),
+    }
 }
 
 /// The account that a path names.

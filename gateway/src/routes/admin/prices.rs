@@ -7,8 +7,7 @@ use serde_json::{Value, json};
 
 use super::super::account;
 use super::super::reply::JsonObject;
-use super::{account_in_field, operator};
-use crate::accounts::Caller;
+use super::{Operator, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -19,8 +18,7 @@ const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
 
-pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
+pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResponse, ApiError> {
     let data: Vec<Value> = platform.prices.all().iter().map(account::price).collect();
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
@@ -28,10 +26,9 @@ pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
 /// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
 pub async fn add(
     platform: web::Data<Platform>,
-    caller: Caller,
+    Operator(caller): Operator,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let fields = Fields::new(&json);
     let rate = |name: &'static str| -> Result<Option<i64>, ApiError> {
         let Some(usd) = fields.get(name) else { return Ok(None) };

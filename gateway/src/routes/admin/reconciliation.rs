@@ -5,8 +5,7 @@ use billing::Reconciliation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::operator;
-use crate::accounts::Caller;
+use super::Operator;
 use crate::error::ApiError;
 use crate::state::Platform;
 
@@ -18,10 +17,9 @@ pub struct Query {
 
 pub async fn show(
     platform: web::Data<Platform>,
-    caller: Caller,
+    _: Operator,
     query: web::Query<Query>,
 ) -> Result<HttpResponse, ApiError> {
-    operator(&platform, &caller)?;
     let found = match query.days {
         Some(days) => platform.reconciler.look(&platform, i64::from(days)).await?,
         None => match platform.reconciler.last() {
