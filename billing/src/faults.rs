@@ -6,8 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use platform::DbTransaction;
-
 /// What becomes of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -30,21 +28,22 @@ impl Faults {
         Self(Some(Arc::new(plan)))
     }
 
-    pub(crate) async fn commit(&self, transaction: DbTransaction) -> Result<(), sqlx::Error> {
-        let Some(plan) = &self.0 else { return transaction.commit().await };
+    /// `commit` commits when it is polled; what it owns is rolled back where it never is.
+    pub(crate) async fn commit<T>(
+        &self,
+        commit: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let Some(plan) = &self.0 else { return commit.await };
         let broken = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
         match plan() {
-            None => transaction.commit().await,
-            Some(Fault::Fails) => {
-                transaction.rollback().await?;
-                Err(broken())
-            }
+            None => commit.await,
+            Some(Fault::Fails) => Err(broken()),
             Some(Fault::Stalls(time)) => {
                 tokio::time::sleep(time).await;
-                transaction.commit().await
+                commit.await
             }
             Some(Fault::Loses) => {
-                transaction.commit().await?;
+                commit.await?;
                 Err(broken())
             }
         }

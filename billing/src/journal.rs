@@ -12,7 +12,7 @@ use crate::faults::Faults;
 use crate::ledger::{apply_in, lock_name};
 use crate::rules::Command;
 use crate::usage_hours::UsageHours;
-use crate::writer::{Settlement, Write, Writer, charge_id};
+use crate::writer::{Later, Settlement, Write, Writer, charge_id};
 use crate::{BillingError, Charge, Prices};
 
 /// How often a server says that it lives.
@@ -110,7 +110,7 @@ impl Journal {
     pub async fn open_with_faults(db: Db, prices: Prices, faults: Faults) -> Result<(Self, u64), BillingError> {
         let instance = RequestId::fresh("instance").to_string();
         let (writes, inbox) = mpsc::unbounded_channel();
-        let writer = Writer { db: db.clone(), faults: faults.clone(), instance: instance.clone() };
+        let writer = Writer::new(db.clone(), faults.clone(), instance.clone());
         tokio::spawn(writer.run(inbox));
         let journal = Self { db, faults, prices, instance, writes, silent: false };
         journal.say_alive().await?;
@@ -153,7 +153,7 @@ impl Journal {
     /// The receiver hears when the mark is durable.
     pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<oneshot::Receiver<()>, BillingError> {
         let (done, written) = oneshot::channel();
-        self.hand_in(Write::Mark(id.clone(), quantities, done))?;
+        self.hand_in(Write::Later(Later::Mark(id.clone(), quantities, done)))?;
         Ok(written)
     }
 
@@ -167,14 +167,15 @@ impl Journal {
         charge: Option<Charge>,
     ) -> Result<bool, BillingError> {
         let (done, written) = oneshot::channel();
-        self.hand_in(Write::Settle(Settlement { id: id.clone(), quantities, finish, charge }, done))?;
+        let settlement = Settlement { id: id.clone(), quantities, finish, charge };
+        self.hand_in(Write::Later(Later::Settle(settlement, done)))?;
         written.await.map_err(|_| BillingError::Closed)?
     }
 
     /// Returns when all that was handed in before is durable.
     pub async fn flush(&self) -> Result<(), BillingError> {
         let (done, written) = oneshot::channel();
-        self.hand_in(Write::Flush(done))?;
+        self.hand_in(Write::Later(Later::Flush(done)))?;
         written.await.map_err(|_| BillingError::Closed)
     }
 
@@ -312,7 +313,7 @@ impl Journal {
                 }
             }
         }
-        hours.write(&mut transaction, dead).await?;
+        hours.write(&mut transaction, self.db.kind(), dead).await?;
         // What it has spent of caps is in the hours; what it had leased beyond that is free.
         sqlx::query("DELETE FROM cap_leases WHERE instance = $1 AND account = $2")
             .bind(dead)
@@ -327,7 +328,7 @@ impl Journal {
         if conflict {
             return Err(BillingError::Conflict(dead.to_owned()));
         }
-        self.faults.commit(transaction).await?;
+        self.faults.commit(transaction.commit()).await?;
         Ok(running.len() as u64)
     }
 

@@ -75,7 +75,7 @@ impl Ledger {
         for _ in 0..ATTEMPTS {
             let mut transaction = self.db.write(&lock_name(account)).await?;
             if let Some(outcome) = apply_in(&mut transaction, id, account, command, memo, instance).await? {
-                self.faults.commit(transaction).await?;
+                self.faults.commit(transaction.commit()).await?;
                 return Ok(outcome);
             }
         }

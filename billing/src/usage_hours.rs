@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use platform::db::values;
-use platform::{DbRow, DbTransaction};
-use sqlx::Row;
+use platform::{DbKind, DbRow, Statements};
+use sqlx::{AnyConnection, Row};
 
 use crate::BillingError;
 use crate::rules::Nano;
@@ -12,10 +11,10 @@ use crate::rules::Nano;
 pub const HOUR_MS: i64 = 3_600_000;
 
 /// Rows of one statement.
-const ROWS: usize = 500;
+const ROWS: usize = 512;
 
 /// What requests are summed by.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Group {
     account: String,
     hour: i64,
@@ -58,38 +57,43 @@ impl UsageHours {
         Ok(())
     }
 
-    pub async fn write(self, transaction: &mut DbTransaction, instance: &str) -> Result<(), BillingError> {
-        let rows: Vec<(Group, Sum)> = self.0.into_iter().collect();
-        for rows in rows.chunks(ROWS) {
-            let sql = format!(
+    pub async fn write(self, connection: &mut AnyConnection, kind: DbKind, instance: &str) -> Result<(), BillingError> {
+        let mut writes = Statements::new(kind);
+        self.add_to(&mut writes, kind, instance)?;
+        writes.execute(connection).await?;
+        Ok(())
+    }
+
+    /// Adds the statements that write the sums. Returns how many rows they change.
+    pub fn add_to(self, writes: &mut Statements, kind: DbKind, instance: &str) -> Result<usize, sqlx::Error> {
+        let all: Vec<(Group, Sum)> = self.0.into_iter().collect();
+        for sums in all.chunks(ROWS) {
+            let rows = sums.len().next_power_of_two();
+            // What fills the statement up has no account. The order of the rows is that of their keys.
+            writes.add(&format!(
                 "INSERT INTO usage_hours (instance, account, key_id, base, adapter, price_version, hour, \
-                 requests, prompt_tokens, cached_tokens, completion_tokens, cost) {} \
+                 requests, prompt_tokens, cached_tokens, completion_tokens, cost) \
+                 SELECT * FROM ({}) AS v WHERE v.column2 <> '' \
                  ON CONFLICT (account, hour, key_id, base, adapter, price_version, instance) DO UPDATE SET \
                  requests = usage_hours.requests + excluded.requests, \
                  prompt_tokens = usage_hours.prompt_tokens + excluded.prompt_tokens, \
                  cached_tokens = usage_hours.cached_tokens + excluded.cached_tokens, \
                  completion_tokens = usage_hours.completion_tokens + excluded.completion_tokens, \
                  cost = usage_hours.cost + excluded.cost",
-                values(rows.len(), 12)
-            );
-            let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows.len() == 1);
-            for (group, sum) in rows {
-                query = query
-                    .bind(instance.to_owned())
-                    .bind(group.account.clone())
-                    .bind(group.key_id.clone())
-                    .bind(group.base.clone())
-                    .bind(group.adapter.clone())
-                    .bind(group.price_version)
-                    .bind(group.hour)
-                    .bind(sum.requests)
-                    .bind(sum.prompt)
-                    .bind(sum.cached)
-                    .bind(sum.completion)
-                    .bind(sum.cost);
+                kind.values(rows, 12)
+            ));
+            for at in 0..rows {
+                let (group, sum) = sums.get(at).cloned().unwrap_or_default();
+                for text in [instance.to_owned(), group.account, group.key_id, group.base, group.adapter] {
+                    writes.bind(text)?;
+                }
+                for number in
+                    [group.price_version, group.hour, sum.requests, sum.prompt, sum.cached, sum.completion, sum.cost]
+                {
+                    writes.bind(number)?;
+                }
             }
-            query.execute(&mut **transaction).await?;
         }
-        Ok(())
+        Ok(all.len())
     }
 }

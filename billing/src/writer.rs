@@ -1,17 +1,20 @@
 //! Group commit: what happens to requests is written by one task, all that is waiting in one transaction.
 //!
 //! While one transaction is being made durable the next one's writes gather, so that a hundred requests cost one wait for the
-//! disk and not a hundred. Writes of one request happen in the order in which they were handed in. A batch that fails because the
-//! database is away is tried again: every write is one that may be repeated.
+//! disk and not a hundred. Rows are opened by statements of their own, since an answer's first byte waits for them and for nothing
+//! else. Writes of one request happen in the order in which they were handed in. A batch that fails because the database is away is
+//! tried again: every write is one that may be repeated.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use platform::db::values;
 use platform::units::now_ms;
-use platform::{Db, DbTransaction, RequestId};
-use sqlx::Row;
+use platform::{Db, DbConnection, DbKind, DbTransaction, RequestId, Statements};
+use sqlx::{AnyConnection, Connection, Row};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::faults::Faults;
 use crate::journal::{Finish, NewRequest, Quantities};
@@ -22,6 +25,9 @@ use crate::{BillingError, Charge};
 
 /// Writes of one transaction.
 const BATCH: usize = 256;
+/// Between the beginnings of two batches of marks and settlements. Nobody but an answer's end waits for them, and rows that are to be
+/// opened wait for each of them where the database has one writer at a time.
+const APART: Duration = Duration::from_millis(2);
 /// Waits between attempts while the database is away.
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
@@ -31,6 +37,11 @@ type Settled = bool;
 
 pub(crate) enum Write {
     Begin(NewRequest, oneshot::Sender<Result<(), BillingError>>),
+    Later(Later),
+}
+
+/// What is written to rows that are open.
+pub(crate) enum Later {
     Mark(RequestId, Quantities, oneshot::Sender<()>),
     Settle(Settlement, oneshot::Sender<Result<Settled, BillingError>>),
     /// Answered when all that came before is durable or given up.
@@ -42,8 +53,8 @@ impl Write {
     pub fn answer(self) {
         match self {
             Self::Begin(_, done) => drop(done.send(Ok(()))),
-            Self::Mark(_, _, done) | Self::Flush(done) => done.send(()).unwrap_or(()),
-            Self::Settle(_, done) => drop(done.send(Ok(true))),
+            Self::Later(Later::Mark(_, _, done) | Later::Flush(done)) => done.send(()).unwrap_or(()),
+            Self::Later(Later::Settle(_, done)) => drop(done.send(Ok(true))),
         }
     }
 }
@@ -59,31 +70,113 @@ pub(crate) struct Settlement {
 
 /// Owns the rows of requests that run on this server.
 pub(crate) struct Writer {
-    pub db: Db,
-    pub faults: Faults,
-    pub instance: String,
+    db: Db,
+    faults: Faults,
+    instance: String,
+    /// Connections that no write uses now.
+    idle: Mutex<Vec<DbConnection>>,
 }
 
 impl Writer {
+    pub const fn new(db: Db, faults: Faults, instance: String) -> Self {
+        Self { db, faults, instance, idle: Mutex::new(Vec::new()) }
+    }
+
     /// Takes writes until nobody can hand in any more.
     pub async fn run(self, mut inbox: mpsc::UnboundedReceiver<Write>) {
-        let mut batch = Vec::new();
-        while inbox.recv_many(&mut batch, BATCH).await > 0 {
-            Batch::sort(std::mem::take(&mut batch)).commit(&self).await;
+        let mut queue = Queue::default();
+        let (mut opening, mut batch) = (None::<Running<'_, u64>>, None::<Running<'_, ()>>);
+        // SQLite has one writer at a time: there, the two kinds take turns.
+        let one_at_a_time = self.db.kind() == DbKind::Sqlite;
+        let mut opened_last = false;
+        let mut next_batch = Instant::now();
+        let mut arrived = Vec::new();
+        loop {
+            while let Ok(write) = inbox.try_recv() {
+                queue.add(write);
+            }
+            let batch_waits = queue.has_others();
+            let batch_is_due = batch_waits && next_batch <= Instant::now();
+            let turn_of_the_rest = one_at_a_time && (batch.is_some() || (opened_last && batch_is_due));
+            if opening.is_none() && !turn_of_the_rest && !queue.begins.is_empty() {
+                opening = Some(Box::pin(self.open(queue.take_begins())));
+                opened_last = true;
+            }
+            if batch.is_none() && !(one_at_a_time && opening.is_some()) && batch_is_due {
+                batch = Some(Box::pin(queue.take_others().commit(&self)));
+                opened_last = false;
+                next_batch = Instant::now() + APART;
+            }
+            if opening.is_none() && batch.is_none() && !batch_waits && inbox.is_closed() && inbox.is_empty() {
+                return;
+            }
+            tokio::select! {
+                _ = inbox.recv_many(&mut arrived, BATCH), if !inbox.is_closed() || !inbox.is_empty() => {
+                    arrived.drain(..).for_each(|write| queue.add(write));
+                }
+                opened = ended(&mut opening) => {
+                    queue.opened += opened;
+                    opening = None;
+                }
+                () = ended(&mut batch) => batch = None,
+                () = tokio::time::sleep_until(next_batch), if batch_waits && batch.is_none() && !batch_is_due => {}
+            }
         }
+    }
+
+    async fn connection(&self) -> Result<DbConnection, sqlx::Error> {
+        if self.db.pool().is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle {
+            Some(connection) => Ok(connection),
+            None => self.db.connection().await,
+        }
+    }
+
+    /// Keeps a connection for the next write. One on which something failed is not brought back.
+    fn keep(&self, connection: DbConnection) {
+        if let DbConnection::Own(_) = connection {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+    }
+
+    /// Opens rows and answers. Returns how many.
+    async fn open(&self, begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>) -> u64 {
+        let count = begins.len() as u64;
+        let requests: Vec<&NewRequest> = begins.iter().map(|(request, _)| request).collect();
+        let written = persist(|| self.begin(&requests)).await;
+        for (request, done) in begins {
+            let one = [&request];
+            let answer = match &written {
+                Ok(()) => Ok(()),
+                // One of them cannot be written. Alone, only that one fails.
+                Err(_) => persist(|| self.begin(&one)).await,
+            };
+            let _ = done.send(answer);
+        }
+        count
+    }
+
+    async fn begin(&self, requests: &[&NewRequest]) -> Result<(), BillingError> {
+        let mut connection = self.connection().await?;
+        self.faults.commit(begin(&mut connection, self.db.kind(), &self.instance, requests)).await?;
+        self.keep(connection);
+        Ok(())
     }
 
     async fn write(
         &self,
-        begins: &[&NewRequest],
         marks: &HashMap<RequestId, Quantities>,
         settlements: &[&Settlement],
     ) -> Result<SettledIds, BillingError> {
-        let mut transaction = self.db.begin().await?;
-        begin(&mut transaction, &self.instance, begins).await?;
-        mark(&mut transaction, marks).await?;
-        let settled = settle(&mut transaction, &self.instance, settlements).await?;
-        self.faults.commit(transaction).await?;
+        let mut connection = self.connection().await?;
+        let mut transaction = connection.begin_with(self.db.begin_sql()).await?;
+        mark(&mut transaction, self.db.kind(), marks).await?;
+        let settled = settle(&mut transaction, self.db.kind(), &self.instance, settlements).await?;
+        self.faults.commit(transaction.commit()).await?;
+        self.keep(connection);
         Ok(settled)
     }
 
@@ -94,25 +187,93 @@ impl Writer {
         charge.doubt();
         let mut transaction = self.db.write(&lock_name(&charge.account)).await?;
         let row = Settlement { charge: None, ..settlement.clone() };
-        if !close(&mut transaction, &self.instance, &[settlement]).await?.contains(row.id.as_str()) {
+        let (closed, hours) = close(&mut transaction, self.db.kind(), &[settlement]).await?;
+        if closed.is_empty() {
             return Ok(false);
         }
+        hours.write(&mut transaction, self.db.kind(), &self.instance).await?;
         if charge_late(&mut transaction, &row.id, charge, &self.instance).await? {
-            self.faults.commit(transaction).await?;
+            self.faults.commit(transaction.commit()).await?;
             return Ok(true);
         }
         transaction.rollback().await?;
         tracing::error!(request = %row.id, account = %charge.account, amount = charge.amount, "a request's credit is gone; it is free");
         let free = Settlement { quantities: Quantities::default(), finish: Finish::Error, ..row };
-        self.write(&[], &HashMap::new(), &[&free]).await?;
+        self.write(&HashMap::new(), &[&free]).await?;
         Ok(false)
+    }
+}
+
+type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// What that ends with; never, where there is nothing.
+async fn ended<T>(running: &mut Option<Running<'_, T>>) -> T {
+    match running {
+        Some(running) => running.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Writes that wait. Those that open rows are numbered as they come and are written in this order.
+#[derive(Default)]
+struct Queue {
+    begins: VecDeque<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
+    /// Each with the number of rows that must have been opened before.
+    others: VecDeque<(u64, Later)>,
+    /// Requests whose rows may not be open yet, by their number.
+    numbers: HashMap<RequestId, u64>,
+    /// How many came and how many were opened, or given up.
+    came: u64,
+    opened: u64,
+}
+
+impl Queue {
+    fn add(&mut self, write: Write) {
+        match write {
+            Write::Begin(request, done) => {
+                self.came += 1;
+                self.numbers.insert(request.id.clone(), self.came);
+                self.begins.push_back((request, done));
+            }
+            Write::Later(later) => {
+                let after = match &later {
+                    Later::Mark(id, ..) => self.numbers.get(id).copied().unwrap_or(0),
+                    Later::Settle(settlement, _) => self.numbers.get(&settlement.id).copied().unwrap_or(0),
+                    Later::Flush(_) => self.came,
+                };
+                self.others.push_back((after, later));
+            }
+        }
+    }
+
+    fn take_begins(&mut self) -> Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)> {
+        self.begins.drain(..self.begins.len().min(BATCH)).collect()
+    }
+
+    fn has_others(&self) -> bool {
+        self.others.iter().any(|(after, _)| *after <= self.opened)
+    }
+
+    /// The oldest that may be written now.
+    fn take_others(&mut self) -> Batch {
+        let opened = self.opened;
+        self.numbers.retain(|_, number| *number > opened);
+        let mut taken = Vec::new();
+        for _ in 0..self.others.len() {
+            let Some((after, write)) = self.others.pop_front() else { break };
+            if after <= opened && taken.len() < BATCH {
+                taken.push(write);
+            } else {
+                self.others.push_back((after, write));
+            }
+        }
+        Batch::sort(taken)
     }
 }
 
 /// The writes of one transaction, by kind.
 #[derive(Default)]
 struct Batch {
-    begins: Vec<(NewRequest, oneshot::Sender<Result<(), BillingError>>)>,
     marks: HashMap<RequestId, Quantities>,
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
     /// Settlements of requests that are among these already: one statement would take either of the two.
@@ -122,24 +283,23 @@ struct Batch {
 }
 
 impl Batch {
-    /// A request's begin, marks and settlement come in this order, so kinds may be written one after the other; of several marks
-    /// only the last one matters.
-    fn sort(writes: Vec<Write>) -> Self {
+    /// A request's marks and settlement come in this order, so kinds may be written one after the other; of several marks only the
+    /// last one matters.
+    fn sort(writes: Vec<Later>) -> Self {
         let mut batch = Self::default();
         let mut ids = HashSet::new();
         for write in writes {
             match write {
-                Write::Begin(request, done) => batch.begins.push((request, done)),
-                Write::Mark(id, quantities, done) => {
+                Later::Mark(id, quantities, done) => {
                     batch.marks.insert(id, quantities);
                     batch.flushes.push(done);
                 }
-                Write::Settle(settlement, done) => {
+                Later::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
                     let first = ids.insert(settlement.id.clone());
                     if first { &mut batch.settlements } else { &mut batch.again }.push((settlement, done));
                 }
-                Write::Flush(done) => batch.flushes.push(done),
+                Later::Flush(done) => batch.flushes.push(done),
             }
         }
         batch
@@ -154,12 +314,12 @@ impl Batch {
     }
 
     async fn commit_firsts(self, writer: &Writer) {
-        let begins: Vec<&NewRequest> = self.begins.iter().map(|(request, _)| request).collect();
         let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
-        let written = persist(|| writer.write(&begins, &self.marks, &settlements)).await;
-        match written {
+        if self.marks.is_empty() && settlements.is_empty() {
+            return;
+        }
+        match persist(|| writer.write(&self.marks, &settlements)).await {
             Ok(settled) => {
-                self.begins.into_iter().for_each(|(_, done)| drop(done.send(Ok(()))));
                 for (settlement, done) in self.settlements {
                     let answer = Ok(settled.contains(settlement.id.as_str()));
                     // With it its charge goes, which has kept the account's reservation open.
@@ -173,21 +333,16 @@ impl Batch {
     }
 
     async fn commit_each(self, writer: &Writer) {
-        let none = HashMap::new();
-        for (request, done) in self.begins {
-            let one = [&request];
-            let written = persist(|| writer.write(&one, &none, &[])).await;
-            let _ = done.send(written.map(drop));
-        }
         for (id, quantities) in self.marks {
             let one = HashMap::from([(id.clone(), quantities)]);
-            if let Err(error) = persist(|| writer.write(&[], &one, &[])).await {
+            if let Err(error) = persist(|| writer.write(&one, &[])).await {
                 tracing::error!(request = %id, %error, "a request's row could not be marked");
             }
         }
+        let none = HashMap::new();
         for (settlement, done) in self.settlements {
             let one = [&settlement];
-            let answer = match persist(|| writer.write(&[], &none, &one)).await {
+            let answer = match persist(|| writer.write(&none, &one)).await {
                 Err(BillingError::OverReserved(_)) => persist(|| writer.settle_late(&settlement)).await,
                 written => written.map(|settled| settled.contains(settlement.id.as_str())),
             };
@@ -215,18 +370,22 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
 /// Ids of the requests whose rows say what was to be written.
 type SettledIds = HashSet<String>;
 
-async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRequest]) -> Result<(), BillingError> {
-    if begins.is_empty() {
-        return Ok(());
-    }
+/// One statement, and so a transaction of its own.
+async fn begin(
+    connection: &mut AnyConnection,
+    kind: DbKind,
+    instance: &str,
+    begins: &[&NewRequest],
+) -> Result<(), sqlx::Error> {
     let now = now_ms();
+    let rows = padded(begins.len());
     let sql = format!(
         "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, tag, started_ms, price_version, \
          instance, finish) {} ON CONFLICT (id) DO NOTHING",
-        values(begins.len(), 13)
+        kind.values(rows, 13)
     );
-    let mut query = many(sql, begins.len());
-    for request in begins {
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for request in repeat_last(begins, rows) {
         let (adapter, version) = match &request.adapter {
             Some((adapter, version)) => (Some(adapter.clone()), Some(i64::from(*version))),
             None => (None, None),
@@ -246,83 +405,91 @@ async fn begin(transaction: &mut DbTransaction, instance: &str, begins: &[&NewRe
             .bind(instance.to_owned())
             .bind("running");
     }
-    query.execute(&mut **transaction).await?;
+    query.execute(connection).await?;
     Ok(())
 }
 
-async fn mark(transaction: &mut DbTransaction, marks: &HashMap<RequestId, Quantities>) -> Result<(), BillingError> {
+async fn mark(
+    connection: &mut AnyConnection,
+    kind: DbKind,
+    marks: &HashMap<RequestId, Quantities>,
+) -> Result<(), BillingError> {
     if marks.is_empty() {
         return Ok(());
     }
+    let marks: Vec<_> = marks.iter().collect();
+    let rows = padded(marks.len());
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4 \
          FROM ({}) AS v WHERE requests.id = v.column1 AND requests.finish = 'running'",
-        values(marks.len(), 4)
+        kind.values(rows, 4)
     );
-    let mut query = many(sql, marks.len());
-    for (id, quantities) in marks {
-        query = counts(query.bind(id.to_string()), *quantities);
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for (id, quantities) in repeat_last(&marks, rows) {
+        query = counts(query.bind(id.to_string()), **quantities);
     }
-    query.execute(&mut **transaction).await?;
+    query.execute(connection).await?;
     Ok(())
 }
 
 /// Closes rows and takes what they cost from their reservations, each once.
 async fn settle(
-    transaction: &mut DbTransaction,
+    connection: &mut AnyConnection,
+    kind: DbKind,
     instance: &str,
     settlements: &[&Settlement],
 ) -> Result<SettledIds, BillingError> {
     if settlements.is_empty() {
         return Ok(SettledIds::new());
     }
-    let mut settled = close(transaction, instance, settlements).await?;
+    let (mut settled, hours) = close(connection, kind, settlements).await?;
     let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
     let charges: Vec<(&RequestId, &Charge)> =
         settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
-    charge(transaction, &charges, now_ms()).await?;
+    charge(connection, kind, &charges, hours, instance).await?;
     for closed in settlements {
-        if !settled.contains(closed.id.as_str()) && stands(transaction, closed).await? {
+        if !settled.contains(closed.id.as_str()) && stands(connection, closed).await? {
             settled.insert(closed.id.to_string());
         }
     }
     Ok(settled)
 }
 
-/// Closes the rows that are open, and counts them. Returns which those were.
+/// Closes the rows that are open. Returns which those were, and the hours that they count in.
 async fn close(
-    transaction: &mut DbTransaction,
-    instance: &str,
+    connection: &mut AnyConnection,
+    kind: DbKind,
     settlements: &[&Settlement],
-) -> Result<SettledIds, BillingError> {
+) -> Result<(SettledIds, UsageHours), BillingError> {
     let now = now_ms();
+    let padded = padded(settlements.len());
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4, \
          finish = v.column5, finished_ms = v.column6 FROM ({}) AS v \
          WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING *",
-        values(settlements.len(), 6)
+        kind.values(padded, 6)
     );
-    let mut query = many(sql, settlements.len());
-    for settlement in settlements {
+    let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
+    for settlement in repeat_last(settlements, padded) {
         query = counts(query.bind(settlement.id.to_string()), settlement.quantities);
         query = query.bind(settlement.finish.name()).bind(now);
     }
-    let rows = query.fetch_all(&mut **transaction).await?;
+    let rows = query.fetch_all(connection).await?;
     let costs: HashMap<&str, Nano> =
         settlements.iter().filter_map(|s| Some((s.id.as_str(), s.charge.as_ref()?.amount))).collect();
-    let mut hours = UsageHours::default();
+    let (mut ids, mut hours) = (SettledIds::new(), UsageHours::default());
     for row in &rows {
-        let cost = costs.get(row.try_get::<&str, _>("id")?).copied().unwrap_or(0);
-        hours.add(row, cost)?;
+        let id: String = row.try_get("id")?;
+        hours.add(row, costs.get(id.as_str()).copied().unwrap_or(0))?;
+        ids.insert(id);
     }
-    hours.write(transaction, instance).await?;
-    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
+    Ok((ids, hours))
 }
 
 /// Whether the row was closed by the same settlement: it was repeated, or its answer got lost behind a commit.
-async fn stands(transaction: &mut DbTransaction, settlement: &Settlement) -> Result<bool, BillingError> {
+async fn stands(connection: &mut AnyConnection, settlement: &Settlement) -> Result<bool, BillingError> {
     let sql = "SELECT prompt_tokens, cached_tokens, completion_tokens, finish FROM requests WHERE id = $1";
-    let found = sqlx::query(sql).bind(settlement.id.as_str()).fetch_optional(&mut **transaction).await?;
+    let found = sqlx::query(sql).bind(settlement.id.as_str()).fetch_optional(connection).await?;
     let row = found.ok_or_else(|| BillingError::Missing(settlement.id.clone()))?;
     let Quantities { prompt_tokens, cached_tokens, completion_tokens } = settlement.quantities;
     let counts =
@@ -335,56 +502,74 @@ async fn stands(transaction: &mut DbTransaction, settlement: &Settlement) -> Res
     Ok(row.try_get::<String, _>("finish")? == settlement.finish.name())
 }
 
-/// `settle` of the rules for many requests at once: transactions, their entries, and the reservations that they draw on.
+/// `settle` of the rules for many requests at once: transactions, their entries, the reservations that they draw on, and the hours
+/// that they count in.
 async fn charge(
-    transaction: &mut DbTransaction,
+    connection: &mut AnyConnection,
+    kind: DbKind,
     charges: &[(&RequestId, &Charge)],
-    now: i64,
+    hours: UsageHours,
+    instance: &str,
 ) -> Result<(), BillingError> {
-    if charges.is_empty() {
-        return Ok(());
-    }
-    let mut sums: BTreeMap<&str, Nano> = BTreeMap::new();
-    for (_, charge) in charges {
-        *sums.entry(&charge.reservation).or_default() += charge.amount;
-    }
-    for (reservation, sum) in sums {
-        let taken = sqlx::query(
-            "UPDATE reservations SET amount = amount - $2, settled = settled + $2 \
-             WHERE id = $1 AND closed_ms IS NULL AND amount >= $2",
-        )
-        .bind(reservation)
-        .bind(sum)
-        .execute(&mut **transaction)
-        .await?;
-        if taken.rows_affected() == 0 {
-            return Err(BillingError::OverReserved(reservation.to_owned()));
+    let now = now_ms();
+    let mut writes = Statements::new(kind);
+    let mut changes = hours.add_to(&mut writes, kind, instance)?;
+    if !charges.is_empty() {
+        let mut sums: BTreeMap<&str, Nano> = BTreeMap::new();
+        for (_, charge) in charges {
+            *sums.entry(&charge.reservation).or_default() += charge.amount;
+        }
+        changes += sums.len() + 3 * charges.len();
+        let rows = padded(sums.len());
+        writes.add(&format!(
+            "UPDATE reservations SET amount = amount - v.column2, settled = settled + v.column2 FROM ({}) AS v \
+             WHERE reservations.id = v.column1 AND closed_ms IS NULL AND amount >= v.column2",
+            kind.values(rows, 2)
+        ));
+        let sums: Vec<_> = sums.into_iter().collect();
+        // What fills a statement up has no id.
+        for &(reservation, sum) in sums.iter().chain(std::iter::repeat(&("", 0))).take(rows) {
+            writes.bind(reservation.to_owned())?;
+            writes.bind(sum)?;
+        }
+        let rows = padded(charges.len());
+        writes.add(&format!(
+            "INSERT INTO ledger_transactions (id, account, kind, amount, reservation, outcome, created_ms) \
+             SELECT * FROM ({}) AS v WHERE v.column1 <> ''",
+            kind.values(rows, 7)
+        ));
+        for at in 0..rows {
+            let (id, account, amount, reservation) = match charges.get(at) {
+                Some((id, charge)) => {
+                    (charge_id(id), charge.account.to_string(), charge.amount, charge.reservation.clone())
+                }
+                None => Default::default(),
+            };
+            writes.bind(id)?;
+            writes.bind(account)?;
+            writes.bind("settle".to_owned())?;
+            writes.bind(amount)?;
+            writes.bind(reservation)?;
+            writes.bind("done".to_owned())?;
+            writes.bind(now)?;
+        }
+        writes.add(&format!(
+            "INSERT INTO ledger_entries (transaction_id, book, amount) SELECT * FROM ({}) AS v WHERE v.column1 <> ''",
+            kind.values(2 * rows, 3)
+        ));
+        for at in 0..rows {
+            let (id, amount) = charges.get(at).map(|(id, charge)| (charge_id(id), charge.amount)).unwrap_or_default();
+            for (book, amount) in [(Book::Held, -amount), (Book::Revenue, amount)] {
+                writes.bind(id.clone())?;
+                writes.bind(book.name().to_owned())?;
+                writes.bind(amount)?;
+            }
         }
     }
-    let sql = format!(
-        "INSERT INTO ledger_transactions (id, account, kind, amount, reservation, outcome, created_ms) {}",
-        values(charges.len(), 7)
-    );
-    let mut query = many(sql, charges.len());
-    for (id, charge) in charges {
-        query = query
-            .bind(charge_id(id))
-            .bind(charge.account.to_string())
-            .bind("settle")
-            .bind(charge.amount)
-            .bind(charge.reservation.clone())
-            .bind("done")
-            .bind(now);
+    // The rest are inserts, which fail or change their rows.
+    if writes.execute(connection).await? < changes as u64 {
+        return Err(BillingError::OverReserved(charges.iter().map(|(_, charge)| charge.reservation.clone()).collect()));
     }
-    query.execute(&mut **transaction).await?;
-    let sql = format!("INSERT INTO ledger_entries (transaction_id, book, amount) {}", values(2 * charges.len(), 3));
-    let mut query = many(sql, charges.len());
-    for (id, charge) in charges {
-        for (book, amount) in [(Book::Held, -charge.amount), (Book::Revenue, charge.amount)] {
-            query = query.bind(charge_id(id)).bind(book.name()).bind(amount);
-        }
-    }
-    query.execute(&mut **transaction).await?;
     Ok(())
 }
 
@@ -414,9 +599,14 @@ async fn charge_late(
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
 
-/// A statement on so many rows. Only that on one row comes often enough to be kept prepared.
-fn many(sql: String, rows: usize) -> Query<'static> {
-    sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows == 1)
+/// Rows of the statement that takes so many: there are few sizes, so each statement is kept prepared.
+const fn padded(rows: usize) -> usize {
+    rows.next_power_of_two()
+}
+
+/// The rows and, up to `count` of them, the last one again.
+fn repeat_last<T>(rows: &[T], count: usize) -> impl Iterator<Item = &T> {
+    rows.iter().chain(rows.last().into_iter().cycle()).take(count)
 }
 
 fn counts(query: Query<'_>, quantities: Quantities) -> Query<'_> {

@@ -6,7 +6,6 @@
 use futures::TryStreamExt;
 use sqlx::Row;
 
-use crate::db::values;
 use crate::{Db, DbError, DbKind, DbRow, DbTransaction};
 
 /// Rows, parameters and bytes of text of one statement. SQLite takes 32766 parameters, PostgreSQL 65535.
@@ -153,7 +152,9 @@ impl Table {
     async fn insert(&self, to: &mut DbTransaction, batch: &mut Vec<Cell>) -> Result<usize, DbError> {
         let rows = batch.len() / self.columns.len();
         let names: Vec<&str> = self.columns.iter().map(|(name, _)| name.as_str()).collect();
-        let sql = format!("INSERT INTO {} ({}) {}", self.name, names.join(", "), values(rows, self.columns.len()));
+        // Numbered parameters are understood by both.
+        let values = DbKind::Postgres.values(rows, self.columns.len());
+        let sql = format!("INSERT INTO {} ({}) {values}", self.name, names.join(", "));
         let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(rows == BATCH_ROWS);
         for cell in batch.drain(..) {
             query = match cell {

@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::sync::Once;
 use std::time::Duration;
 
-use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, Executor, Row};
+use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions};
+use sqlx::{AnyConnection, Arguments, Encode, Executor, Row, Type};
 
 /// A row of a result, from whichever database.
 pub type DbRow = sqlx::any::AnyRow;
@@ -89,6 +89,35 @@ enum Missing {
 pub struct Db {
     pool: sqlx::AnyPool,
     kind: DbKind,
+    /// There is one connection, which is the database: in memory.
+    single: bool,
+}
+
+/// A connection out of the pool's turns.
+pub enum DbConnection {
+    /// Kept by whoever has it.
+    Own(Box<AnyConnection>),
+    /// The only one there is: goes back when it is dropped.
+    Lent(sqlx::pool::PoolConnection<sqlx::Any>),
+}
+
+impl std::ops::Deref for DbConnection {
+    type Target = AnyConnection;
+    fn deref(&self) -> &AnyConnection {
+        match self {
+            Self::Own(connection) => connection,
+            Self::Lent(connection) => connection,
+        }
+    }
+}
+
+impl std::ops::DerefMut for DbConnection {
+    fn deref_mut(&mut self) -> &mut AnyConnection {
+        match self {
+            Self::Own(connection) => connection,
+            Self::Lent(connection) => connection,
+        }
+    }
 }
 
 impl Db {
@@ -163,7 +192,7 @@ impl Db {
             .connect_with(options)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        Ok(Self { pool, kind })
+        Ok(Self { pool, kind, single: memory })
     }
 
     /// The URL of an SQLite file; its path may have any characters.
@@ -188,12 +217,24 @@ impl Db {
         self.kind
     }
 
+    /// A connection for a task that writes all the time. The pool asks a connection whether it is alive before it lends it, and
+    /// SQLite reads its pages again where another connection has written since.
+    pub async fn connection(&self) -> Result<DbConnection, sqlx::Error> {
+        let connection = self.pool.acquire().await?;
+        Ok(if self.single { DbConnection::Lent(connection) } else { DbConnection::Own(Box::new(connection.detach())) })
+    }
+
     /// Begins a transaction that will write.
     pub async fn begin(&self) -> Result<DbTransaction, sqlx::Error> {
+        self.pool.begin_with(self.begin_sql()).await
+    }
+
+    /// How a transaction that will write begins.
+    pub const fn begin_sql(&self) -> &'static str {
         match self.kind {
             // Takes the write lock now: a reader that becomes a writer later can be refused.
-            DbKind::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
-            DbKind::Postgres => self.pool.begin().await,
+            DbKind::Sqlite => "BEGIN IMMEDIATE",
+            DbKind::Postgres => "BEGIN",
         }
     }
 
@@ -231,14 +272,65 @@ impl Db {
     }
 }
 
-/// Parameters of a statement on many rows: `VALUES ($1, $2), ($3, $4)` for two rows of two columns. In the result of `FROM (VALUES
-/// ...) AS v` both databases name the columns `column1`, `column2`...
-pub fn values(rows: usize, columns: usize) -> String {
-    let row = |row: usize| {
-        let row: Vec<String> = (1..=columns).map(|column| format!("${}", row * columns + column)).collect();
-        format!("({})", row.join(", "))
-    };
-    format!("VALUES {}", (0..rows).map(row).collect::<Vec<_>>().join(", "))
+/// Statements that change rows and that are run one after the other: by SQLite as one, since each takes a turn of its thread.
+/// Parameters are those of [`DbKind::values`].
+pub struct Statements {
+    kind: DbKind,
+    statements: Vec<(String, AnyArguments)>,
+}
+
+impl Statements {
+    pub const fn new(kind: DbKind) -> Self {
+        Self { kind, statements: Vec::new() }
+    }
+
+    /// Adds a statement; what is bound from now on is its own.
+    pub fn add(&mut self, sql: &str) {
+        match self.statements.last_mut() {
+            Some((all, _)) if self.kind == DbKind::Sqlite => {
+                all.push_str("; ");
+                all.push_str(sql);
+            }
+            _ => self.statements.push((sql.to_owned(), AnyArguments::default())),
+        }
+    }
+
+    /// The next parameter of the statement that was added last.
+    pub fn bind<T: 'static + Send + for<'q> Encode<'q, Any> + Type<Any>>(
+        &mut self,
+        value: T,
+    ) -> Result<(), sqlx::Error> {
+        let Some((_, arguments)) = self.statements.last_mut() else { return Ok(()) };
+        arguments.add(value).map_err(sqlx::Error::Encode)
+    }
+
+    /// Runs them, kept prepared. Returns how many rows they changed, all together.
+    pub async fn execute(self, connection: &mut AnyConnection) -> Result<u64, sqlx::Error> {
+        let mut changed = 0;
+        for (sql, arguments) in self.statements {
+            let query = sqlx::query_with(sqlx::AssertSqlSafe(sql), arguments);
+            changed += query.execute(&mut *connection).await?.rows_affected();
+        }
+        Ok(changed)
+    }
+}
+
+impl DbKind {
+    /// Parameters of a statement on many rows: `VALUES ($1, $2), ($3, $4)` for two rows of two columns, bound row by row. In the
+    /// result of `FROM (VALUES ...) AS v` both databases name the columns `column1`, `column2`...
+    ///
+    /// For SQLite they have no numbers, so the statement has no other parameters: it looks numbers up one by one.
+    pub fn values(self, rows: usize, columns: usize) -> String {
+        let parameter = |number: usize| match self {
+            Self::Sqlite => "?".to_owned(),
+            Self::Postgres => format!("${number}"),
+        };
+        let row = |row: usize| {
+            let row: Vec<String> = (1..=columns).map(|column| parameter(row * columns + column)).collect();
+            format!("({})", row.join(", "))
+        };
+        format!("VALUES {}", (0..rows).map(row).collect::<Vec<_>>().join(", "))
+    }
 }
 
 fn kind_of(url: &str) -> Option<DbKind> {
@@ -284,7 +376,8 @@ mod tests {
 
     #[test]
     fn parameters_are_numbered_row_by_row() {
-        assert_eq!(values(2, 3), "VALUES ($1, $2, $3), ($4, $5, $6)");
+        assert_eq!(DbKind::Postgres.values(2, 3), "VALUES ($1, $2, $3), ($4, $5, $6)");
+        assert_eq!(DbKind::Sqlite.values(2, 3), "VALUES (?, ?, ?), (?, ?, ?)");
     }
 
     #[tokio::test]

@@ -12,5 +12,5 @@ pub mod testing;
 pub mod units;
 
 pub use blobs::{BlobError, Blobs};
-pub use db::{Db, DbError, DbKind, DbRow, DbTransaction};
+pub use db::{Db, DbConnection, DbError, DbKind, DbRow, DbTransaction, Statements};
 pub use ids::{AccountName, AdapterName, Digest, RequestId};
