@@ -79,6 +79,11 @@ pub struct ServeConfig {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub queue: u32,
 
+    /// Guess what comes next from the text itself while a step has fewer rows than this; 0: never. Answers are the same
+    #[arg(long, env = "MYRIAD_SPECULATIVE_ROWS", value_name = "N", default_value = "8",
+          value_parser = clap::value_parser!(u32).range(0..=65536))]
+    pub speculative_rows: u32,
+
     /// Tokens that one step computes, prompt chunks and answers together
     #[arg(long, env = "MYRIAD_STEP_TOKENS", value_name = "N", default_value = "256",
           value_parser = clap::value_parser!(u32).range(1..=65536))]

@@ -254,6 +254,7 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
         queue: config.queue as usize,
         running: config.max_running as usize,
         step_rows: config.step_tokens as usize,
+        speculative_rows: config.speculative_rows as usize,
         adapter_bytes,
         ..Limits::default()
     };

@@ -93,6 +93,9 @@ impl Metrics {
         number("vllm:prompt_tokens_total", "counter", "Prompt tokens taken in", stats.prompt_tokens as f64);
         number("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generation_tokens as f64);
         number("vllm:num_preemptions_total", "counter", "Sequences sent back to wait", stats.preemptions as f64);
+        let (guessed, accepted) = (stats.guessed_tokens as f64, stats.accepted_tokens as f64);
+        number("vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens guessed by prompt lookup", guessed);
+        number("vllm:spec_decode_num_accepted_tokens_total", "counter", "Guessed tokens that were drawn", accepted);
         number("myriad_engine_steps_total", "counter", "Steps computed", stats.steps as f64);
         number("myriad_resident_adapters", "gauge", "Adapters bound to slots", stats.resident_adapters as f64);
         if let Some(books) = books {

@@ -71,6 +71,7 @@ pub fn requests(
             stop_tokens: stop_tokens.clone(),
             ignore_eos: common.ignore_eos,
             include_stop: common.include_stop,
+            speculation: common.speculation,
             top_logprobs: prepared.top_logprobs,
             score_prompt: prepared.score_prompt,
         })

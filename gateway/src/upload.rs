@@ -148,6 +148,7 @@ async fn scores(
         stop_tokens: Arc::new([]),
         ignore_eos: false,
         include_stop: false,
+        speculation: false,
         top_logprobs: Some(TOP),
         score_prompt: true,
     };

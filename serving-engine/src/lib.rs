@@ -11,6 +11,7 @@ mod request;
 mod residency;
 mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 mod worker;
 

@@ -9,6 +9,9 @@ pub struct Limits {
     pub running: usize,
     /// Rows of one step: decoding sequences first, prompt chunks with what is left.
     pub step_rows: usize,
+    /// Guesses are made while a step has fewer rows than this: further rows are nearly free as long as reading the weights is what
+    /// takes the time. 0: never.
+    pub speculative_rows: usize,
     /// Adapter images bound to slots, in bytes, per base model.
     pub adapter_bytes: usize,
     /// After so many steps a sequence that waits for a slot or pages holds back those that came after it.
@@ -19,7 +22,15 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { queue: 1024, running: 64, step_rows: 256, adapter_bytes: 1 << 30, patience_steps: 64, choices: 128 }
+        Self {
+            queue: 1024,
+            running: 64,
+            step_rows: 256,
+            speculative_rows: 8,
+            adapter_bytes: 1 << 30,
+            patience_steps: 64,
+            choices: 128,
+        }
     }
 }
 
@@ -38,6 +49,9 @@ pub struct Stats {
     pub resident_adapters: u64,
     pub steps: u64,
     pub preemptions: u64,
+    /// Tokens that were guessed, and those of them that were drawn.
+    pub guessed_tokens: u64,
+    pub accepted_tokens: u64,
 }
 
 impl Stats {
@@ -54,6 +68,8 @@ impl Stats {
             resident_adapters: self.resident_adapters + other.resident_adapters,
             steps: self.steps + other.steps,
             preemptions: self.preemptions + other.preemptions,
+            guessed_tokens: self.guessed_tokens + other.guessed_tokens,
+            accepted_tokens: self.accepted_tokens + other.accepted_tokens,
         }
     }
 }

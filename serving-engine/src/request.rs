@@ -38,6 +38,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Whether a matched stop string stays in the answer.
     pub include_stop: bool,
+    /// Whether what comes next may be guessed from the text. The answer is the same either way.
+    pub speculation: bool,
     /// Report log-probabilities with this many alternatives.
     pub top_logprobs: Option<u16>,
     /// Also report the prompt's own log-probabilities (`echo` with `logprobs`); such a request does not read the
@@ -106,6 +108,9 @@ pub struct Usage {
     pub cached: u64,
     /// Tokens drawn, all choices together, a stop token included. Rows computed past a stop are not.
     pub completion: u64,
+    /// Guesses at tokens that were computed, and how many of them were drawn: these are part of `completion`.
+    pub guessed: u64,
+    pub accepted: u64,
 }
 
 /// Why a request was not taken in. Nothing was computed.

@@ -8,6 +8,7 @@ use model::{Ask, RowOutput, SampleRow, Slot, TokenCounts};
 use crate::pages::{PageKey, root_key};
 use crate::random::uniform;
 use crate::request::{FinishReason, Request, Token};
+use crate::speculation::{Trust, guess};
 use crate::stop::{StopWatch, Watched};
 
 /// A sequence's plain counters are its state: what is computed, what is known, which pages it holds.
@@ -32,6 +33,9 @@ pub struct Sequence {
     pub waiting_since: Option<u64>,
     /// Whether its first admission has been counted as a prefix-cache query.
     pub started: bool,
+    /// Guesses at the tokens to come, of the step that is being computed.
+    pub guesses: Vec<u32>,
+    pub trust: Trust,
     watch: StopWatch,
     drawn: BTreeMap<u32, u32>,
     prompt_set: Arc<[u32]>,
@@ -65,6 +69,8 @@ impl Sequence {
             arrival,
             waiting_since: None,
             started: false,
+            guesses: Vec::new(),
+            trust: Trust::default(),
             watch: StopWatch::new(request.stop.clone(), request.include_stop),
             drawn: BTreeMap::new(),
             prompt_set: prompt_set.into(),
@@ -85,9 +91,27 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Whether the row at `position` draws the next token.
+    /// The token at `position`, or the guess at it.
+    pub fn token_at(&self, position: usize) -> u32 {
+        self.tokens.get(position).copied().unwrap_or_else(|| self.guesses[position - self.tokens.len()])
+    }
+
+    /// Whether the row at `position` draws a token: that of the last token, and those of guesses.
     pub fn draws_at(&self, position: usize) -> bool {
-        position + 1 == self.tokens.len() && self.request.max_tokens > 0
+        position + 1 >= self.tokens.len() && self.request.max_tokens > 0
+    }
+
+    /// Guesses at what comes next, as many as are worth it and as the pages have room for.
+    pub fn guess(&mut self, most: usize, context: usize, page_tokens: usize) {
+        self.guesses.clear();
+        if self.pending() != 1 || !self.request.speculation {
+            return;
+        }
+        let length = self.tokens.len();
+        let left = (self.request.max_tokens - self.generated()).saturating_sub(1) as usize;
+        let room = (self.pages.len() * page_tokens - length).min(context.saturating_sub(length + 1));
+        let guessed = guess(&self.tokens, most.min(left).min(room).min(self.trust.most()));
+        self.guesses = guessed.to_vec();
     }
 
     /// Whether the row at `position` tells the log-probability of the prompt token after it.
@@ -98,22 +122,24 @@ impl Sequence {
     /// What is asked of the row at `position`, where anything is.
     pub fn ask(&self, position: usize) -> Option<Ask> {
         if self.draws_at(position) {
-            return Some(Ask::Sample(self.sample_row()));
+            return Some(Ask::Sample(self.sample_row(position + 1 - self.tokens.len())));
         }
         let top_logprobs = self.request.top_logprobs.unwrap_or(0);
         self.scores_at(position).then(|| Ask::Score { target: self.tokens[position + 1], top_logprobs })
     }
 
-    fn sample_row(&self) -> SampleRow {
+    /// The draw after so many guesses, as if they had been drawn.
+    fn sample_row(&self, guesses: usize) -> SampleRow {
         let request = &self.request;
-        let position = u32::try_from(self.tokens.len()).unwrap_or(u32::MAX);
-        let must_go_on = request.ignore_eos || self.generated() < request.min_tokens;
+        let position = u32::try_from(self.tokens.len() + guesses).unwrap_or(u32::MAX);
+        let must_go_on = request.ignore_eos || self.generated() + (guesses as u32) < request.min_tokens;
         SampleRow {
             sampling: request.sampling.clone(),
             uniform: uniform(request.seed, self.choice, position),
-            counts: request.sampling.needs_counts().then(|| TokenCounts {
-                prompt: self.prompt_set.clone(),
-                output: self.drawn.iter().map(|(&token, &count)| (token, count)).collect(),
+            counts: request.sampling.needs_counts().then(|| {
+                let mut drawn = self.drawn.clone();
+                self.guesses[..guesses].iter().for_each(|&token| *drawn.entry(token).or_default() += 1);
+                TokenCounts { prompt: self.prompt_set.clone(), output: drawn.into_iter().collect() }
             }),
             banned: if must_go_on { request.stop_tokens.clone() } else { Arc::new([]) },
             mask: None,

@@ -205,8 +205,26 @@ impl Worker {
             .map(|(index, s)| Candidate { index, lane: s.request.lane, arrival: s.arrival, pending: s.pending() })
             .collect();
         let mut plan = share_rows(&candidates, &self.lanes, self.limits.step_rows);
+        self.guess(&mut plan, &mut allowed);
         plan.sort_by_key(|&(index, _)| (self.running[index].slot, self.running[index].arrival));
         plan
+    }
+
+    /// Adds guesses to sequences that decode, where the step has rows left that are nearly free.
+    fn guess(&mut self, plan: &mut Plan, allowed: &mut HashMap<u64, u64>) {
+        let context = self.context();
+        let rows: usize = plan.iter().map(|(_, rows)| rows).sum();
+        let mut left = self.limits.speculative_rows.min(self.limits.step_rows).saturating_sub(rows);
+        for (index, rows) in plan {
+            let sequence = &mut self.running[*index];
+            let allowed = allowed.entry(sequence.job).or_default();
+            let most = usize::try_from(*allowed).unwrap_or(usize::MAX).min(left);
+            sequence.guess(most, context, self.page_tokens);
+            let guesses = sequence.guesses.len();
+            *rows += guesses;
+            left -= guesses;
+            *allowed -= guesses as u64;
+        }
     }
 
     fn grow_pages(&mut self) {
@@ -259,7 +277,7 @@ impl Worker {
                 if let Some(ask) = sequence.ask(position) {
                     step.asks.push((step.tokens.len() as u32, ask));
                 }
-                step.tokens.push(sequence.tokens[position]);
+                step.tokens.push(sequence.token_at(position));
                 step.positions.push(position as u32);
             }
             step.sequences.push(rows as u32, sequence.pages.as_slice().into());
@@ -279,32 +297,46 @@ impl Worker {
         let mut outputs = outputs.into_iter();
         let (mut ended, mut overflowed) = (Vec::new(), Vec::new());
         for &(index, rows) in plan {
-            let first = self.running[index].computed;
-            self.lanes.charge(self.running[index].request.lane, rows);
+            let sequence = &mut self.running[index];
+            let (first, known) = (sequence.computed, sequence.tokens.len());
+            let draws = sequence.request.max_tokens > 0;
+            let guesses = std::mem::take(&mut sequence.guesses);
+            // Rows of guesses follow the text only as long as each guess is what was drawn.
+            let (mut follows, mut right) = (true, 0);
+            self.lanes.charge(sequence.request.lane, rows);
             for position in first..first + rows {
                 let sequence = &self.running[index];
-                let (draws, scores) = (sequence.draws_at(position), sequence.scores_at(position));
-                if !(draws || scores) {
+                let draws = draws && position + 1 >= known;
+                if !(draws || sequence.scores_at(position)) {
                     continue;
                 }
                 let output = match outputs.next() {
-                    None => continue,
-                    Some(Ok(output)) => output,
-                    Some(Err(NotANumber)) => {
+                    Some(output) if follows => output,
+                    _ => continue,
+                };
+                let output = match output {
+                    Ok(output) => output,
+                    Err(NotANumber) => {
                         overflowed.push(sequence.job);
+                        follows = false;
                         continue;
                     }
                 };
                 if draws {
-                    if self.drawn(index, output) {
+                    let token = output.token;
+                    let ends = self.drawn(index, output);
+                    if ends {
                         ended.push(index);
                     }
+                    follows = !ends && guesses.get(position + 1 - known) == Some(&token);
+                    right += usize::from(follows);
                 } else if let Some(job) = self.jobs.get_mut(&sequence.job) {
                     let token = Token { id: output.token, logprob: output.logprob, top: output.top, held_bytes: 0 };
                     job.score(position, token);
                 }
             }
-            self.running[index].computed = first + rows;
+            self.running[index].computed = first + rows - guesses.len() + right;
+            self.learn(index, guesses.len(), right);
             if overflowed.contains(&self.running[index].job) {
                 continue;
             }
@@ -321,6 +353,17 @@ impl Worker {
         }
         if !overflowed.is_empty() {
             self.fail(NOT_NUMBERS, |number| overflowed.contains(&number));
+        }
+    }
+
+    fn learn(&mut self, index: usize, guessed: usize, right: usize) {
+        let sequence = &mut self.running[index];
+        sequence.trust.learn(guessed, right);
+        self.counted.guessed_tokens += guessed as u64;
+        self.counted.accepted_tokens += right as u64;
+        if let Some(job) = self.jobs.get_mut(&sequence.job) {
+            job.usage.guessed += guessed as u64;
+            job.usage.accepted += right as u64;
         }
     }
 

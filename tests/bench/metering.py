@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What metering costs: requests per second and time to first token without it, on SQLite and on PostgreSQL, in one run.
 
-    tests/bench/metering.py [ROUNDS [PROMPT_TOKENS]]        needs target/release/myriad and the PostgreSQL server programs
+    tests/bench/metering.py --help        needs target/release/myriad and the PostgreSQL server programs
 
-Three servers serve the built-in model, priced and prepaid where metering is on. Each round measures all three, one after the other:
-first how many requests per second it does at most (64 at once), then, at half of what the slowest did, the time to
-first token of requests that come evenly spaced. The table has the medians of the rounds.
+Three servers serve the same model, priced and prepaid where metering is on. Each round measures all three, one after the other: first
+how many requests per second it does at most (64 at once), then, at half of what the slowest did, the time to first token of requests
+that come evenly spaced. The table has the medians of the rounds.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -22,8 +23,16 @@ ROOT = Path(__file__).resolve().parents[2]
 BINARY = ROOT / "target/release/myriad"
 KEY = "sk-myriad-key-of-the-metering-bench"
 PORTS = {"off": (18600, 19600), "SQLite": (18601, 19601), "PostgreSQL": (18602, 19602)}
-ROUNDS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-SHAPE = ["--prompt-tokens", sys.argv[2] if len(sys.argv) > 2 else "8", "--output-tokens", "2"]
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2000, help="requests of each measurement")
+    parser.add_argument("--prompt-tokens", default="8")
+    parser.add_argument("--output-tokens", default="2")
+    parser.add_argument("--model", help="folder of a base model (default: the built-in one)")
+    return parser.parse_args()
 
 
 def call(url: str, body: dict | None = None):
@@ -34,7 +43,7 @@ def call(url: str, body: dict | None = None):
         return json.load(reply)
 
 
-def start(mode: str, folder: Path, arguments: list[str]) -> subprocess.Popen:
+def start(mode: str, folder: Path, arguments: list) -> subprocess.Popen:
     port, ops = PORTS[mode]
     command = [BINARY, "serve", "--listen", f"127.0.0.1:{port}", "--ops-listen", f"127.0.0.1:{ops}", "--data", folder / mode, *arguments]
     server = subprocess.Popen(command, env=os.environ | {"MYRIAD_BOOTSTRAP_KEY": KEY, "HOME": str(folder)}, stdout=subprocess.DEVNULL)
@@ -51,13 +60,16 @@ def start(mode: str, folder: Path, arguments: list[str]) -> subprocess.Popen:
     return server
 
 
-def bench(mode: str, out: Path, *arguments: str) -> dict:
+def bench(mode: str, asked: argparse.Namespace, out: Path, *arguments: str) -> dict:
+    shape = ["--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens]
     server = ["--base-url", f"http://127.0.0.1:{PORTS[mode][0]}", "--api-key", KEY]
-    subprocess.run([BINARY, "bench", *SHAPE, "--out", out, *arguments, *server], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([BINARY, "bench", *shape, "--out", out, *arguments, *server], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(out.with_suffix(".json").read_text())
 
 
 def main() -> None:
+    asked = options()
+    model = ["--model", asked.model] if asked.model else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -65,9 +77,9 @@ def main() -> None:
         subprocess.run([ROOT / "tests/postgres", "start", postgres], check=True, stdout=subprocess.DEVNULL)
         database = subprocess.run([ROOT / "tests/postgres", "database", postgres], check=True, capture_output=True, text=True).stdout.strip()
         arguments = {"off": ["--without-metering"], "SQLite": [], "PostgreSQL": ["--database", database]}
-        servers = [start(mode, folder, arguments[mode]) for mode in PORTS]
+        servers = [start(mode, folder, [*arguments[mode], *model]) for mode in PORTS]
         try:
-            measure(ROUNDS, folder / "out")
+            measure(asked, folder / "out")
         finally:
             for server in servers:
                 server.terminate()
@@ -75,19 +87,20 @@ def main() -> None:
             subprocess.run([ROOT / "tests/postgres", "stop", postgres], check=True)
 
 
-def measure(rounds: int, out: Path) -> None:
+def measure(asked: argparse.Namespace, out: Path) -> None:
     most: dict[str, list[float]] = {mode: [] for mode in PORTS}
     first: dict[str, list[dict]] = {mode: [] for mode in PORTS}
     for mode in PORTS:
-        bench(mode, out, "--requests", "200", "--concurrency", "64")
-    for number in range(rounds):
+        bench(mode, asked, out, "--requests", str(asked.requests // 10), "--concurrency", "64")
+    for number in range(asked.rounds):
+        same = ["--requests", str(asked.requests), "--seed", str(number)]
         for mode in PORTS:
-            most[mode].append(bench(mode, out, "--requests", "2000", "--concurrency", "64", "--seed", str(number))["requests_per_s"])
+            most[mode].append(bench(mode, asked, out, *same, "--concurrency", "64")["requests_per_s"])
         half = min(statistics.median(rates) for rates in most.values()) / 2
         for mode in PORTS:
-            run = bench(mode, out, "--requests", "1500", "--concurrency", "256", "--rate", f"{half:.1f}", "--seed", str(number))
+            run = bench(mode, asked, out, *same, "--concurrency", "256", "--rate", f"{half:.1f}")
             first[mode].append(run["latencies"]["time_to_first_token_ms"])
-        print(f"round {number + 1} of {rounds}: {most}", file=sys.stderr)
+        print(f"round {number + 1} of {asked.rounds}: {most}", file=sys.stderr)
     print("| metering | requests/s at most | of that without | first token p50, ms | p90 | p99 | added p99 |")
     print("|---|---|---|---|---|---|---|")
     median = lambda values: statistics.median(values)  # noqa: E731

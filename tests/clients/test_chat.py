@@ -39,6 +39,16 @@ def test_a_stream_keeps_the_contract(client):
     assert text_of(chunks) == ask(client).choices[0].message.content
 
 
+def test_guesses_from_the_text_change_nothing_but_their_count(client):
+    words = [{"role": "user", "content": "Repeat after me: " + "one two three four " * 8}]
+    with_guesses = ask(client, messages=words, max_tokens=64)
+    without = ask(client, messages=words, max_tokens=64, extra_body={"ignore_eos": True, "speculation": False})
+    assert with_guesses.choices[0].message.content == without.choices[0].message.content
+    assert with_guesses.usage.completion_tokens_details.accepted_prediction_tokens > 0
+    none = without.usage.completion_tokens_details
+    assert (none.accepted_prediction_tokens, none.rejected_prediction_tokens) == (0, 0)
+
+
 def test_usage_comes_last_and_only_when_asked(client):
     *chunks, last = ask(client, stream=True, stream_options={"include_usage": True})
     assert last.choices == [] and last.usage.completion_tokens == 24

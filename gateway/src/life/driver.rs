@@ -325,6 +325,8 @@ impl Driver {
             prompt: quantities.prompt_tokens,
             cached: quantities.cached_tokens,
             completion: quantities.completion_tokens,
+            guessed: self.usages.iter().map(|usage| usage.guessed).sum(),
+            accepted: self.usages.iter().map(|usage| usage.accepted).sum(),
         };
         let cost_nano_usd = self.rates.map_or(0, |rates| rates.cost(&quantities, finish.name()));
         self.choices.iter().enumerate().map(end).chain([Piece::Done { usage, cost_nano_usd }]).collect()

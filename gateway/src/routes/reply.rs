@@ -68,6 +68,11 @@ pub fn usage(usage: Usage, cost_nano_usd: i64) -> Value {
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": { "cached_tokens": usage.cached },
+        // Guesses that were not drawn are no part of the answer and are not charged.
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": usage.accepted,
+            "rejected_prediction_tokens": usage.guessed - usage.accepted,
+        },
         "cost": dollars(cost_nano_usd),
         "cost_nano_usd": cost_nano_usd,
     })

@@ -28,7 +28,11 @@ impl<'a> Fields<'a> {
     }
 
     pub fn flag(&self, name: &str) -> Result<bool, ApiError> {
-        Ok(self.typed(name, "true or false", Value::as_bool)?.unwrap_or(false))
+        Ok(self.truth(name)?.unwrap_or(false))
+    }
+
+    pub fn truth(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        self.typed(name, "true or false", Value::as_bool)
     }
 
     pub fn array(&self, name: &str) -> Result<Option<&'a Vec<Value>>, ApiError> {

@@ -31,6 +31,7 @@ pub struct Common {
     pub stop_tokens: Vec<u32>,
     pub ignore_eos: bool,
     pub include_stop: bool,
+    pub speculation: bool,
     pub stream: bool,
     pub include_usage: bool,
     /// `metadata.tag`: what the caller sorts its requests by.
@@ -77,6 +78,7 @@ impl Common {
             stop_tokens: stop_tokens(fields, vocabulary)?,
             ignore_eos: fields.flag("ignore_eos")?,
             include_stop: fields.flag("include_stop_str_in_output")?,
+            speculation: fields.truth("speculation")?.unwrap_or(true),
             stream,
             include_usage,
             tag: tag(fields)?,

@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use model::{AdapterImage, DType, Executor, ImageBuilder, Linear, LoadOptions, LoraPair, Sampling};
 use platform::{Digest, RequestId};
 use serving_engine::{
-    AdapterImages, BaseModel, Engine, Event, FinishReason, ImageFetchError, Lane, Limits, Request, Token, Usage,
+    AdapterImages, BaseModel, Engine, Event, FinishReason, ImageFetchError, Lane, Limits, Reply, Request, Token, Usage,
 };
 use tensor::cpu::{Cpu, Path as CpuPath, Pool};
 use text::TokenBytes;
@@ -126,6 +126,7 @@ pub fn request(n: u32) -> Request {
         stop_tokens: Arc::new([]),
         ignore_eos: false,
         include_stop: false,
+        speculation: true,
         top_logprobs: Some(3),
         score_prompt: n.is_multiple_of(6),
     }
@@ -149,7 +150,10 @@ impl Answer {
 }
 
 pub async fn answer(engine: &Engine, request: Request) -> Answer {
-    let mut reply = engine.submit(request).unwrap();
+    collect(engine.submit(request).unwrap()).await
+}
+
+pub async fn collect(mut reply: Reply) -> Answer {
     let mut answer = Answer::default();
     let mut finished = 0;
     while let Some(event) = reply.next().await {

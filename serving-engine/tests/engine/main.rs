@@ -3,3 +3,4 @@
 mod bench_model;
 mod crowd;
 mod life;
+mod speculation;
