@@ -101,7 +101,7 @@ async fn deliver(platform: std::sync::Weak<Platform>) {
         let outside = &platform.outside;
         let claimed = match slots.available_permits() {
             0 => Ok(Vec::new()),
-            free => outside.outbox.claim(outside.kinds(), free).await,
+            free => outside.outbox.claim(platform.journal.instance(), outside.kinds(), free).await,
         };
         if let Err(error) = &claimed {
             tracing::warn!(%error, "the outbox could not be read");
