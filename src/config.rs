@@ -116,6 +116,11 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_STRIPE_URL", value_name = "URL", default_value = "https://api.stripe.com")]
     pub stripe_url: String,
 
+    /// How long deliveries to webhooks and Stripe are listed after they arrived
+    #[arg(long, env = "MYRIAD_KEEP_DELIVERIES_DAYS", value_name = "DAYS", default_value = "30",
+          value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub keep_deliveries_days: u32,
+
     /// Let pages of any origin call the API (CORS)
     #[arg(long, env = "MYRIAD_CORS", action = ArgAction::SetTrue)]
     pub cors: bool,

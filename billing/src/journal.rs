@@ -6,7 +6,7 @@ use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
-pub use instances::servers_live;
+pub use instances::{nobody_lives, servers_live};
 
 use crate::faults::Faults;
 use crate::outbox;
