@@ -11,7 +11,7 @@ use crate::cli::{Database, Migrate};
 use crate::database::{self, DatabaseError};
 
 pub async fn run(migrate: &Migrate) -> Result<(), DatabaseError> {
-    let which = Database { data: migrate.data.clone(), database: migrate.from.clone() };
+    let which = Database { data: migrate.data.clone(), database: migrate.from.clone(), config: None };
     let url = database::url(&which)?;
     let lock = database::lock(&url)?;
     let from = Db::open_existing(&url).await?;
