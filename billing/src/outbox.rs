@@ -151,19 +151,20 @@ impl Outbox {
         Ok(put.rows_affected() > 0)
     }
 
-    /// Claims up to `most` of what is due, one for each target: what waits for one receiver does not hold up others, and Stripe
-    /// takes one call at a time for each customer. `instance` is the server that will deliver it.
+    /// Claims up to `most` of what is due, one for each target that is not being delivered to: what waits for one receiver does not
+    /// hold up others, and Stripe takes one call at a time for each customer. `instance` is the server that will deliver it.
     pub async fn claim(
         &self,
         instance: &str,
         kinds: &[DeliveryKind],
         most: usize,
     ) -> Result<Vec<Claimed>, BillingError> {
-        let kinds: Vec<String> = kinds.iter().map(|kind| format!("'{}'", kind.name())).collect();
+        let (now, kinds) = (self.db.now_sql(), kinds.iter().map(|kind| format!("'{}'", kind.name())));
+        let kinds: Vec<String> = kinds.collect();
         let sql = format!(
-            "SELECT MIN(id) AS id FROM outbox WHERE next_ms <= {} AND kind IN ({}) \
-             GROUP BY kind, target ORDER BY MIN(next_ms) LIMIT $1",
-            self.db.now_sql(),
+            "SELECT MIN(o.id) AS id FROM outbox o WHERE o.next_ms <= {now} AND o.kind IN ({}) AND NOT EXISTS \
+             (SELECT 1 FROM outbox c WHERE c.target = o.target AND c.kind = o.kind AND c.claimed_by IS NOT NULL AND c.next_ms > {now}) \
+             GROUP BY o.kind, o.target ORDER BY MIN(o.next_ms) LIMIT $1",
             kinds.join(", ")
         );
         let due = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(most as i64).fetch_all(self.db.pool()).await?;
@@ -419,6 +420,24 @@ mod tests {
             let [again] = &claimed[..] else { panic!("{claimed:?}") };
             assert_eq!((again.id.as_str(), again.attempts), ("a", 2));
             assert!(again.unclear_for_ms.is_some(), "nobody knows whether the first attempt arrived");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_gets_one_after_the_other_and_does_not_hold_up_others() {
+        for db in databases().await {
+            journal(&db).await;
+            let outbox = Outbox::new(db.clone());
+            for (id, target) in [("a", "one"), ("b", "one"), ("c", "two")] {
+                outbox.put(&new(id, target)).await.unwrap();
+            }
+            let claim = async |instance| outbox.claim(instance, &[DeliveryKind::Webhook], 9).await.unwrap();
+            let claimed = claim("here").await;
+            assert_eq!(claimed.iter().map(|claimed| claimed.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+            assert_eq!((claim("here").await, claim("there").await), (vec![], vec![]));
+            outbox.note(&claimed[0], &Attempt::Failed("no".into())).await.unwrap();
+            let claimed = claim("there").await;
+            assert_eq!(claimed.iter().map(|claimed| claimed.id.as_str()).collect::<Vec<_>>(), ["b"]);
         }
     }
 

@@ -46,6 +46,11 @@ impl Silence {
         let silent = self.0.iter().filter(|(_, (_, since))| asked.saturating_duration_since(*since) >= DEAD_AFTER);
         silent.map(|(id, _)| id.clone()).collect()
     }
+
+    /// Time in which this server was away itself says nothing about others.
+    fn pause(&mut self, away: Duration) {
+        self.0.values_mut().for_each(|(_, since)| *since += away);
+    }
 }
 
 impl Journal {
@@ -77,8 +82,9 @@ impl Journal {
             }
             let beats = look.is_multiple_of(LOOKS_PER_BEAT);
             let said = if beats { self.say_alive().await } else { Ok(()) };
-            if last_beat.elapsed() >= GRACE {
-                silence = Silence::default();
+            let away = last_beat.elapsed();
+            if away >= GRACE {
+                silence.pause(away);
             }
             if beats && said.is_ok() {
                 last_beat = Instant::now();
@@ -289,6 +295,19 @@ mod tests {
         assert_eq!(dead(&[("b", (5, 100)), ("old", (0, 91))], 31_000, 31_001), none);
         assert_eq!(dead(&[("a", (7, 100)), ("b", (5, 100)), ("old", (0, 91))], 41_000, 41_001), none);
         assert_eq!(dead(&[("a", (7, 100)), ("b", (5, 100)), ("old", (0, 91))], 41_001, 41_002), ["b", "old"]);
+    }
+
+    #[test]
+    fn time_in_which_the_database_was_away_for_who_looks_does_not_count() {
+        let start = Instant::now();
+        let mut silence = Silence::default();
+        let dead = |silence: &mut Silence, seconds: u64| {
+            let now = start + Duration::from_secs(seconds);
+            silence.dead(signs(&[("a", (7, 100))]), now, now).len()
+        };
+        assert_eq!((dead(&mut silence, 0), dead(&mut silence, 3)), (0, 0));
+        silence.pause(Duration::from_secs(3_600));
+        assert_eq!((dead(&mut silence, 3_603), dead(&mut silence, 3_609), dead(&mut silence, 3_610)), (0, 0, 1));
     }
 
     #[tokio::test]
