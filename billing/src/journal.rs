@@ -6,6 +6,7 @@ use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use instances::account_of;
 pub use instances::{nobody_lives, servers_live};
 
 use crate::faults::Faults;
@@ -19,6 +20,15 @@ pub struct Quantities {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
+}
+
+impl Quantities {
+    /// From a row's columns of prompt, cached and completion tokens.
+    pub(crate) fn read(row: &DbRow, columns: [&str; 3]) -> Result<Self, sqlx::Error> {
+        let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
+        let [prompt, cached, completion] = columns;
+        Ok(Self { prompt_tokens: count(prompt)?, cached_tokens: count(cached)?, completion_tokens: count(completion)? })
+    }
 }
 
 /// How a request ended.
@@ -208,7 +218,6 @@ impl Journal {
 }
 
 fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
-    let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
     Ok(RequestRow {
         id: row.try_get("id")?,
         key_id: row.try_get("key_id")?,
@@ -219,11 +228,7 @@ fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
         adapter_version: row.try_get("adapter_version")?,
         started_ms: row.try_get("started_ms")?,
         finished_ms: row.try_get("finished_ms")?,
-        quantities: Quantities {
-            prompt_tokens: count("prompt_tokens")?,
-            cached_tokens: count("cached_tokens")?,
-            completion_tokens: count("completion_tokens")?,
-        },
+        quantities: Quantities::read(row, ["prompt_tokens", "cached_tokens", "completion_tokens"])?,
         price_version: row.try_get("price_version")?,
         tag: row.try_get("tag")?,
         finish: row.try_get("finish")?,
@@ -247,7 +252,7 @@ mod tests {
             journal.begin(&request).await.unwrap();
             assert!(journal.settle(&request.id, TEN, Finish::Stop, None).await.unwrap());
             assert!(!journal.settle(&request.id, Quantities::default(), Finish::Error, None).await.unwrap());
-            let _ = journal.mark(&request.id, Quantities::default()).unwrap();
+            drop(journal.mark(&request.id, Quantities::default()).unwrap());
             // Begun again, as after a connection that was lost behind a commit.
             journal.begin(&request).await.unwrap();
             journal.flush().await.unwrap();

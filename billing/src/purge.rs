@@ -5,6 +5,7 @@ use platform::units::now_ms;
 use platform::{AccountName, Db};
 use sqlx::Row;
 
+use crate::journal::account_of;
 use crate::limits::{Period, lock_name};
 use crate::usage_hours::{HOUR_MS, UsageHours};
 use crate::{BillingError, LimitKind};
@@ -100,7 +101,7 @@ impl Purge {
         .bind(SERVERS)
         .fetch_all(self.db.pool())
         .await?;
-        rows.iter().map(|row| Ok((account_of(row.try_get("account")?)?, row.try_get("instance")?))).collect()
+        rows.iter().map(|row| Ok((account_of(row)?, row.try_get("instance")?))).collect()
     }
 
     /// Folds the first day of a gone server's sums into those of no server. Returns how many rows that were; 0: nothing is left, or
@@ -134,10 +135,6 @@ impl Purge {
         transaction.commit().await?;
         Ok(rows.len() as u64)
     }
-}
-
-fn account_of(name: String) -> Result<AccountName, BillingError> {
-    name.parse().map_err(|_| BillingError::NoAccount(name))
 }
 
 #[cfg(test)]

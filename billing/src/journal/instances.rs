@@ -243,7 +243,8 @@ pub async fn nobody_lives(transaction: &mut DbTransaction) -> Result<(), Billing
     Ok(())
 }
 
-fn account_of(row: &DbRow) -> Result<AccountName, BillingError> {
+/// Whose row it is.
+pub(crate) fn account_of(row: &DbRow) -> Result<AccountName, BillingError> {
     let name: String = row.try_get("account")?;
     name.parse().map_err(|_| BillingError::NoAccount(name))
 }
