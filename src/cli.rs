@@ -419,8 +419,12 @@ pub struct Database {
     pub data: Option<PathBuf>,
 
     /// Database of the server [default: sqlite in the data directory]
-    #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true, hide_default_value = true)]
     pub database: Option<String>,
+
+    /// The server's configuration file [default: myriad/config.toml in the XDG configuration home, where there is one]
+    #[arg(long, env = "MYRIAD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -430,12 +434,23 @@ pub struct Migrate {
     pub to: Option<String>,
 
     /// Database of the server [default: sqlite in the data directory]
-    #[arg(long, visible_alias = "database", env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
+    #[arg(
+        long,
+        visible_alias = "database",
+        env = "MYRIAD_DATABASE",
+        value_name = "URL",
+        hide_env_values = true,
+        hide_default_value = true
+    )]
     pub from: Option<String>,
 
     /// Data directory of the server [default: myriad in the XDG data home]
     #[arg(long, env = "MYRIAD_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+
+    /// The server's configuration file [default: myriad/config.toml in the XDG configuration home, where there is one]
+    #[arg(long, env = "MYRIAD_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -493,25 +508,37 @@ pub enum Popularity {
     Zipf,
 }
 
-/// Reads the command line. Without a sub-command it is `serve`; the configuration file gives `serve` its defaults.
+/// Reads the command line. Without a sub-command it is `serve`; the configuration file gives `serve` its defaults, and where the
+/// database is to the commands that open it themselves.
 pub fn parse(arguments: Vec<std::ffi::OsString>) -> Result<Cli, ConfigError> {
     let arguments = with_default_command(arguments);
     let mut command = Cli::command();
-    if arguments.get(1).is_some_and(|name| name == "serve") {
-        let file = config_argument(&arguments);
-        let mut failed = None;
-        command = command.mut_subcommand("serve", |serve| {
-            config::with_file_defaults(serve.clone(), file.as_deref()).unwrap_or_else(|error| {
-                failed = Some(error);
-                serve
-            })
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
+    if let Some(path) = configured(&arguments) {
+        command = with_file_defaults(command, path, config_argument(&arguments).as_deref())?;
     }
     let matches = command.get_matches_from(arguments);
     Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()))
+}
+
+/// The names that lead to the command that is meant, where that reads the configuration file.
+fn configured(arguments: &[std::ffi::OsString]) -> Option<&'static [&'static str]> {
+    match arguments.get(1)?.to_str()? {
+        "serve" => Some(&["serve"]),
+        "migrate" => Some(&["migrate"]),
+        "accounts" if arguments.iter().any(|argument| argument == "recover") => Some(&["accounts", "recover"]),
+        _ => None,
+    }
+}
+
+fn with_file_defaults(
+    command: clap::Command,
+    path: &[&'static str],
+    file: Option<&std::path::Path>,
+) -> Result<clap::Command, ConfigError> {
+    let [name, rest @ ..] = path else { return config::with_file_defaults(command, &serve_command(), file) };
+    let Some(inner) = command.find_subcommand(name).cloned() else { return Ok(command) };
+    let inner = with_file_defaults(inner, rest, file)?;
+    Ok(command.mut_subcommand(name, |_| inner))
 }
 
 /// `serve`'s part of the command line, for its reference.

@@ -35,7 +35,7 @@ pub struct ServeConfig {
     pub adapters: Vec<PathBuf>,
 
     /// Database [default: sqlite in the data directory]
-    #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true)]
+    #[arg(long, env = "MYRIAD_DATABASE", value_name = "URL", hide_env_values = true, hide_default_value = true)]
     pub database: Option<String>,
 
     /// Store of adapters' files [default: a folder in the data directory]
@@ -121,6 +121,11 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_STRIPE_URL", value_name = "URL", default_value = "https://api.stripe.com")]
     pub stripe_url: String,
 
+    /// How long deliveries to webhooks and Stripe are listed after they arrived
+    #[arg(long, env = "MYRIAD_KEEP_DELIVERIES_DAYS", value_name = "DAYS", default_value = "30",
+          value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub keep_deliveries_days: u32,
+
     /// Let pages of any origin call the API (CORS)
     #[arg(long, env = "MYRIAD_CORS", action = ArgAction::SetTrue)]
     pub cors: bool,
@@ -175,8 +180,9 @@ pub enum ConfigError {
     NoHome,
 }
 
-/// Makes the values of the configuration file the defaults of `serve`'s flags.
-pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Command, ConfigError> {
+/// Makes the values of the configuration file, which has `serve`'s keys, the defaults of a command's flags: all of `serve`'s, or
+/// those that another command shares with it.
+pub fn with_file_defaults(command: Command, serve: &Command, file: Option<&Path>) -> Result<Command, ConfigError> {
     let path = match file {
         Some(path) => path.to_owned(),
         None => match config_home().map(|home| home.join("myriad/config.toml")) {
@@ -194,12 +200,15 @@ pub fn with_file_defaults(command: Command, file: Option<&Path>) -> Result<Comma
     let mut command = command;
     for (key, value) in table {
         let values = plain_values(value).ok_or_else(|| ConfigError::Value { path: path.clone(), key: key.clone() })?;
-        let known = settable(&command).find(|arg| arg.get_id() == key.as_str()).is_some();
+        let known = settable(serve).any(|arg| arg.get_id() == key.as_str());
         if !known {
-            let hint = nearest(&key, settable(&command).map(|arg| arg.get_id().as_str()));
+            let hint = nearest(&key, settable(serve).map(|arg| arg.get_id().as_str()));
             return Err(ConfigError::UnknownKey { path, key, hint });
         }
-        command = command.mut_arg(key, |arg| arg.default_values(values));
+        let shared = settable(&command).find(|arg| is_called(arg, &key)).map(|arg| arg.get_id().clone());
+        if let Some(shared) = shared {
+            command = command.mut_arg(shared, |arg| arg.default_values(values));
+        }
     }
     Ok(command)
 }
@@ -209,6 +218,11 @@ fn settable(command: &Command) -> impl Iterator<Item = &Arg> {
     command
         .get_arguments()
         .filter(|arg| !matches!(arg.get_id().as_str(), "help" | "config" | "bootstrap_key" | "without_metering"))
+}
+
+/// `migrate` calls its database `--from`, and `--database` as well.
+fn is_called(arg: &Arg, key: &str) -> bool {
+    arg.get_id() == key || arg.get_visible_aliases().is_some_and(|aliases| aliases.contains(&key))
 }
 
 fn plain_values(value: toml::Value) -> Option<Vec<OsStr>> {

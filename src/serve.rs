@@ -107,6 +107,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     gateway::run_reconciler(&platform);
     gateway::run_alerts(&platform);
     gateway::run_outbox(&platform);
+    let keep_deliveries = Duration::from_secs(u64::from(config.keep_deliveries_days) * 86_400);
+    gateway::run_purge(&platform, db.clone(), keep_deliveries);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);

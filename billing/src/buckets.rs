@@ -87,16 +87,11 @@ fn sql(asked: &Buckets) -> String {
 }
 
 fn row_of(row: &DbRow, groups: usize) -> Result<BucketRow, BillingError> {
-    let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
     Ok(BucketRow {
         bucket: row.try_get("bucket")?,
         group: (0..groups).map(|index| row.try_get(format!("g{index}").as_str())).collect::<Result<_, _>>()?,
         requests: row.try_get("requests")?,
-        quantities: Quantities {
-            prompt_tokens: count("prompt")?,
-            cached_tokens: count("cached")?,
-            completion_tokens: count("completion")?,
-        },
+        quantities: Quantities::read(row, ["prompt", "cached", "completion"])?,
         cost_nano_usd: row.try_get("cost")?,
     })
 }

@@ -1,26 +1,18 @@
 //! A request's row: opened before its first byte, marked while it runs, settled once.
 
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+mod instances;
 
-use platform::units::now_ms;
-use platform::{AccountName, Db, DbKind, DbRow, DbTransaction, RequestId};
+use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::faults::Faults;
-use crate::ledger::{apply_in, lock_name};
-use crate::rules::Command;
-use crate::usage_hours::UsageHours;
-use crate::writer::{Later, Settlement, Write, Writer, charge_id};
-use crate::{BillingError, Charge, Prices};
+pub(crate) use instances::account_of;
+pub use instances::{nobody_lives, servers_live};
 
-/// How often a server says that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// One that has not said so for this long is dead, in milliseconds.
-const DEAD_AFTER_MS: i64 = 10_000;
-/// Who was away for longer may find others not to have been seen only because the database was away for all.
-const GRACE: Duration = Duration::from_secs(6);
+use crate::faults::Faults;
+use crate::outbox;
+use crate::writer::{Later, Settlement, Write, Writer};
+use crate::{BillingError, Charge, Prices};
 
 /// What a request used. The engine's count, never an estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,6 +20,15 @@ pub struct Quantities {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
+}
+
+impl Quantities {
+    /// From a row's columns of prompt, cached and completion tokens.
+    pub(crate) fn read(row: &DbRow, columns: [&str; 3]) -> Result<Self, sqlx::Error> {
+        let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
+        let [prompt, cached, completion] = columns;
+        Ok(Self { prompt_tokens: count(prompt)?, cached_tokens: count(cached)?, completion_tokens: count(completion)? })
+    }
 }
 
 /// How a request ended.
@@ -113,13 +114,7 @@ impl Journal {
         let writer = Writer::new(db.clone(), faults.clone(), instance.clone());
         tokio::spawn(writer.run(inbox));
         let journal = Self { db, faults, prices, instance, writes, silent: false };
-        journal.say_alive().await?;
-        // The data directory's lock keeps a second server from an SQLite file: all others are dead, whatever the clock says.
-        let closed = match journal.db.kind() {
-            DbKind::Sqlite => journal.bury(None).await?,
-            DbKind::Postgres => journal.bury(Some(DEAD_AFTER_MS)).await?,
-        };
-        tokio::spawn(journal.clone().watch());
+        let closed = journal.sign_on().await?;
         Ok((journal, closed))
     }
 
@@ -182,6 +177,7 @@ impl Journal {
     /// Writes what is left and signs off: this server leaves nothing that another one would have to close.
     pub async fn close(&self) -> Result<(), BillingError> {
         self.flush().await?;
+        outbox::release(&self.db, &self.instance).await?;
         let left = sqlx::query(
             "SELECT 1 FROM requests WHERE instance = $1 AND finish = 'running' \
              UNION SELECT 1 FROM reservations WHERE instance = $1 AND closed_ms IS NULL",
@@ -198,138 +194,6 @@ impl Journal {
             return Ok(());
         }
         self.writes.send(write).map_err(|_| BillingError::Closed)
-    }
-
-    /// Says that this server lives, and buries those that no longer do.
-    async fn watch(self) {
-        let mut beats = tokio::time::interval(HEARTBEAT);
-        beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last_beat = Instant::now();
-        loop {
-            beats.tick().await;
-            if self.db.pool().is_closed() {
-                return;
-            }
-            let said = self.say_alive().await;
-            let was_here = last_beat.elapsed() < GRACE;
-            if said.is_ok() {
-                last_beat = Instant::now();
-            }
-            let buried = match said {
-                Ok(()) if was_here && self.db.kind() == DbKind::Postgres => self.bury(Some(DEAD_AFTER_MS)).await,
-                other => other.map(|()| 0),
-            };
-            match buried {
-                Ok(0) => {}
-                Ok(closed) => {
-                    tracing::warn!(closed, "another server has died; its requests are closed at their last mark")
-                }
-                Err(error) => tracing::warn!(%error, "the database does not take this server's sign of life"),
-            }
-        }
-    }
-
-    async fn say_alive(&self) -> Result<(), BillingError> {
-        let now = self.db.now_sql();
-        let sql = format!(
-            "INSERT INTO instances (id, started_ms, seen_ms) VALUES ($1, {now}, {now}) \
-             ON CONFLICT (id) DO UPDATE SET seen_ms = excluded.seen_ms"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.instance).execute(self.db.pool()).await?;
-        Ok(())
-    }
-
-    /// Closes what servers have left behind that have not been seen for so long; without a time, all others. Returns how many
-    /// requests that were.
-    async fn bury(&self, dead_after_ms: Option<i64>) -> Result<u64, BillingError> {
-        let sql = format!(
-            "SELECT id FROM instances WHERE id <> $1 AND ($2 IS NULL OR seen_ms <= {} - $2)",
-            self.db.now_sql()
-        );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(&self.instance)
-            .bind(dead_after_ms)
-            .fetch_all(self.db.pool())
-            .await?;
-        if !rows.is_empty() {
-            // The dead server may have known a price that this one does not.
-            self.prices.reload().await?;
-        }
-        let mut closed = 0;
-        for row in rows {
-            let dead: String = row.try_get("id")?;
-            for account in self.left_by(&dead).await? {
-                closed += self.bury_in(&dead, &account).await?;
-            }
-            sqlx::query("DELETE FROM instances WHERE id = $1").bind(&dead).execute(self.db.pool()).await?;
-        }
-        Ok(closed)
-    }
-
-    /// Accounts with requests or reservations of a dead server.
-    async fn left_by(&self, dead: &str) -> Result<BTreeSet<AccountName>, BillingError> {
-        let rows = sqlx::query(
-            "SELECT account FROM requests WHERE instance = $1 AND finish = 'running' \
-             UNION SELECT account FROM reservations WHERE instance = $1 AND closed_ms IS NULL \
-             UNION SELECT account FROM cap_leases WHERE instance = $1",
-        )
-        .bind(dead)
-        .fetch_all(self.db.pool())
-        .await?;
-        rows.iter().map(account_of).collect()
-    }
-
-    /// One account's part: requests are charged at their last marks, and the rest of the reservations is given back.
-    async fn bury_in(&self, dead: &str, account: &AccountName) -> Result<u64, BillingError> {
-        let mut transaction = self.db.write(&lock_name(account)).await?;
-        let reservations = open_reservations(&mut transaction, dead, account).await?;
-        let running = sqlx::query(
-            "UPDATE requests SET finish = 'interrupted', finished_ms = $3 \
-             WHERE instance = $1 AND account = $2 AND finish = 'running' RETURNING *",
-        )
-        .bind(dead)
-        .bind(account.as_str())
-        .bind(now_ms())
-        .fetch_all(&mut *transaction)
-        .await?;
-        let mut conflict = false;
-        let mut hours = UsageHours::default();
-        for row in &running {
-            let request = row_of(row)?;
-            let rates = request.price_version.and_then(|version| self.prices.rates(version));
-            let amount = rates.map_or(0, |rates| rates.cost(&request.quantities, &request.finish));
-            let (Some(reservation), 1..) = (reservations.first(), amount) else {
-                hours.add(row, 0)?;
-                continue;
-            };
-            let command = Command::Settle { reservation: reservation.clone(), amount };
-            let id = charge_id(&request.id);
-            match apply_in(&mut transaction, &id, account, &command, Some("interrupted"), dead).await? {
-                None => conflict = true,
-                Some(Ok(())) => hours.add(row, amount)?,
-                Some(Err(refusal)) => {
-                    tracing::error!(request = request.id, %refusal, "an interrupted request could not be charged");
-                    hours.add(row, 0)?;
-                }
-            }
-        }
-        hours.write(&mut transaction, self.db.kind(), dead).await?;
-        // What it has spent of caps is in the hours; what it had leased beyond that is free.
-        sqlx::query("DELETE FROM cap_leases WHERE instance = $1 AND account = $2")
-            .bind(dead)
-            .bind(account.as_str())
-            .execute(&mut *transaction)
-            .await?;
-        for reservation in reservations {
-            let id = format!("void {reservation}");
-            let command = Command::Void { reservation };
-            conflict |= apply_in(&mut transaction, &id, account, &command, Some("server died"), dead).await?.is_none();
-        }
-        if conflict {
-            return Err(BillingError::Conflict(dead.to_owned()));
-        }
-        self.faults.commit(transaction.commit()).await?;
-        Ok(running.len() as u64)
     }
 
     /// The account's requests, newest first, after the one with id `after`.
@@ -353,35 +217,7 @@ impl Journal {
     }
 }
 
-/// Whether some server writes to the database, or has died just now.
-pub async fn servers_live(db: &Db) -> Result<bool, BillingError> {
-    let sql = format!("SELECT 1 FROM instances WHERE seen_ms > {} - $1 LIMIT 1", db.now_sql());
-    let found = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(DEAD_AFTER_MS).fetch_optional(db.pool()).await?;
-    Ok(found.is_some())
-}
-
-fn account_of(row: &DbRow) -> Result<AccountName, BillingError> {
-    let name: String = row.try_get("account")?;
-    name.parse().map_err(|_| BillingError::NoAccount(name))
-}
-
-async fn open_reservations(
-    transaction: &mut DbTransaction,
-    instance: &str,
-    account: &AccountName,
-) -> Result<Vec<String>, BillingError> {
-    let rows = sqlx::query(
-        "SELECT id FROM reservations WHERE instance = $1 AND account = $2 AND closed_ms IS NULL ORDER BY created_ms",
-    )
-    .bind(instance)
-    .bind(account.as_str())
-    .fetch_all(&mut **transaction)
-    .await?;
-    rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
-}
-
 fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
-    let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
     Ok(RequestRow {
         id: row.try_get("id")?,
         key_id: row.try_get("key_id")?,
@@ -392,11 +228,7 @@ fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
         adapter_version: row.try_get("adapter_version")?,
         started_ms: row.try_get("started_ms")?,
         finished_ms: row.try_get("finished_ms")?,
-        quantities: Quantities {
-            prompt_tokens: count("prompt_tokens")?,
-            cached_tokens: count("cached_tokens")?,
-            completion_tokens: count("completion_tokens")?,
-        },
+        quantities: Quantities::read(row, ["prompt_tokens", "cached_tokens", "completion_tokens"])?,
         price_version: row.try_get("price_version")?,
         tag: row.try_get("tag")?,
         finish: row.try_get("finish")?,
@@ -420,7 +252,7 @@ mod tests {
             journal.begin(&request).await.unwrap();
             assert!(journal.settle(&request.id, TEN, Finish::Stop, None).await.unwrap());
             assert!(!journal.settle(&request.id, Quantities::default(), Finish::Error, None).await.unwrap());
-            let _ = journal.mark(&request.id, Quantities::default()).unwrap();
+            drop(journal.mark(&request.id, Quantities::default()).unwrap());
             // Begun again, as after a connection that was lost behind a commit.
             journal.begin(&request).await.unwrap();
             journal.flush().await.unwrap();
@@ -460,7 +292,7 @@ mod tests {
             first.begin(&request).await.unwrap();
             first.mark(&request.id, TEN).unwrap().await.unwrap();
             let (second, _) = journal(&db).await;
-            second.bury(Some(0)).await.unwrap();
+            second.bury(&second.others(None).await.unwrap()).await.unwrap();
             let rows = second.list(&request.account, None, 10).await.unwrap();
             assert_eq!((rows[0].quantities, rows[0].finish.as_str()), (TEN, "interrupted"));
             // It was not dead after all: what it says now comes too late.

@@ -85,6 +85,13 @@ pub struct Limit {
     pub operators: bool,
 }
 
+impl Limit {
+    /// Of the one message to a webhook that an alert was reached in the period that began then.
+    pub fn message_id(&self, start_ms: i64, webhook: &str) -> String {
+        format!("alert {} {start_ms} {webhook}", self.id)
+    }
+}
+
 /// Who spends: what limits are looked up by.
 #[derive(Debug, Clone, Copy)]
 pub struct Spender<'a> {
@@ -345,7 +352,7 @@ pub(crate) struct Lease {
 }
 
 /// What a transaction names that leases caps: of one account's, one runs at a time.
-fn lock_name(account: &AccountName) -> String {
+pub(crate) fn lock_name(account: &AccountName) -> String {
     format!("limits {account}")
 }
 

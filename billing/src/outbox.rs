@@ -1,8 +1,8 @@
 //! What is to be delivered to the outside: kept until it is, tried again with growing pauses, given up after about three days.
 //!
-//! No transaction is open while something is delivered: a server claims a row by moving the time at which it is due forward, and
-//! whoever dies in between leaves it to be claimed again. So everything is delivered at least once, and receivers know repeats by
-//! the id. Knows nothing of how things are delivered.
+//! No transaction is open while something is delivered: a server claims a row by moving the time at which it is due forward. Who
+//! buries a dead server releases what it had claimed; at the latest it can be claimed again when it is due. So everything is
+//! delivered at least once, and receivers know repeats by the id. Knows nothing of how things are delivered.
 
 use platform::{AccountName, Db, DbRow, DbTransaction};
 use sqlx::Row;
@@ -151,35 +151,41 @@ impl Outbox {
         Ok(put.rows_affected() > 0)
     }
 
-    /// Claims up to `most` of what is due, one for each target: what waits for one receiver does not hold up others, and Stripe
-    /// takes one call at a time for each customer.
-    pub async fn claim(&self, kinds: &[DeliveryKind], most: usize) -> Result<Vec<Claimed>, BillingError> {
-        let kinds: Vec<String> = kinds.iter().map(|kind| format!("'{}'", kind.name())).collect();
+    /// Claims up to `most` of what is due, one for each target that is not being delivered to: what waits for one receiver does not
+    /// hold up others, and Stripe takes one call at a time for each customer. `instance` is the server that will deliver it.
+    pub async fn claim(
+        &self,
+        instance: &str,
+        kinds: &[DeliveryKind],
+        most: usize,
+    ) -> Result<Vec<Claimed>, BillingError> {
+        let (now, kinds) = (self.db.now_sql(), kinds.iter().map(|kind| format!("'{}'", kind.name())));
+        let kinds: Vec<String> = kinds.collect();
         let sql = format!(
-            "SELECT MIN(id) AS id FROM outbox WHERE next_ms <= {} AND kind IN ({}) \
-             GROUP BY kind, target ORDER BY MIN(next_ms) LIMIT $1",
-            self.db.now_sql(),
+            "SELECT MIN(o.id) AS id FROM outbox o WHERE o.next_ms <= {now} AND o.kind IN ({}) AND NOT EXISTS \
+             (SELECT 1 FROM outbox c WHERE c.target = o.target AND c.kind = o.kind AND c.claimed_by IS NOT NULL AND c.next_ms > {now}) \
+             GROUP BY o.kind, o.target ORDER BY MIN(o.next_ms) LIMIT $1",
             kinds.join(", ")
         );
         let due = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(most as i64).fetch_all(self.db.pool()).await?;
         let mut claimed = Vec::new();
         for row in &due {
-            claimed.extend(self.claim_one(row.try_get("id")?).await?);
+            claimed.extend(self.claim_one(instance, row.try_get("id")?).await?);
         }
         Ok(claimed)
     }
 
-    async fn claim_one(&self, id: &str) -> Result<Option<Claimed>, BillingError> {
+    async fn claim_one(&self, instance: &str, id: &str) -> Result<Option<Claimed>, BillingError> {
         let now = self.db.now_sql();
         let sql = format!("SELECT *, {now} - unclear_ms AS unclear_for_ms FROM outbox WHERE id = $1");
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_one(self.db.pool()).await?;
         let claimed = claimed_of(&row)?;
         // Every claim counts as an attempt, so the number tells whether somebody else came before.
         let sql = format!(
-            "UPDATE outbox SET attempts = $2, next_ms = {now} + {CLAIM_MS}, unclear_ms = COALESCE(unclear_ms, {now}) \
-             WHERE id = $1 AND attempts = $2 - 1 AND next_ms <= {now}"
+            "UPDATE outbox SET attempts = $2, next_ms = {now} + {CLAIM_MS}, unclear_ms = COALESCE(unclear_ms, {now}), \
+             claimed_by = $3 WHERE id = $1 AND attempts = $2 - 1 AND next_ms <= {now}"
         );
-        let update = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(claimed.attempts);
+        let update = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).bind(claimed.attempts).bind(instance);
         let updated = update.execute(self.db.pool()).await?.rows_affected();
         Ok((updated > 0).then_some(claimed))
     }
@@ -199,7 +205,7 @@ impl Outbox {
         let certain = claimed.unclear_for_ms.is_none() && !matches!(attempt, Attempt::Unclear(_));
         let unclear = if certain { "NULL" } else { "unclear_ms" };
         let sql = format!(
-            "UPDATE outbox SET next_ms = {next}, unclear_ms = {unclear}, failure = $3 \
+            "UPDATE outbox SET next_ms = {next}, unclear_ms = {unclear}, failure = $3, claimed_by = NULL \
              WHERE id = $1 AND attempts = $2 AND next_ms IS NOT NULL"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -213,7 +219,7 @@ impl Outbox {
 
     async fn delivered(&self, id: &str) -> Result<(), BillingError> {
         let sql = format!(
-            "UPDATE outbox SET delivered_ms = {}, next_ms = NULL, unclear_ms = NULL, failure = NULL \
+            "UPDATE outbox SET delivered_ms = {}, next_ms = NULL, unclear_ms = NULL, failure = NULL, claimed_by = NULL \
              WHERE id = $1 AND delivered_ms IS NULL",
             self.db.now_sql()
         );
@@ -266,6 +272,16 @@ impl Outbox {
         }
         Ok(query.execute(self.db.pool()).await?.rows_affected())
     }
+}
+
+/// What a server that has ended was delivering is due now. Whether its attempts arrived stays unclear.
+pub(crate) async fn release(db: &Db, instance: &str) -> Result<(), BillingError> {
+    let sql = format!(
+        "UPDATE outbox SET next_ms = {}, claimed_by = NULL WHERE claimed_by = $1 AND next_ms IS NOT NULL",
+        db.now_sql()
+    );
+    sqlx::query(sqlx::AssertSqlSafe(sql)).bind(instance).execute(db.pool()).await?;
+    Ok(())
 }
 
 /// How long to wait after so many attempts; none: it is given up.
@@ -349,14 +365,14 @@ mod tests {
             assert!(outbox.put(&new("a", "one")).await.unwrap());
             assert!(!outbox.put(&new("a", "one")).await.unwrap());
             assert!(outbox.put(&new("b", "one")).await.unwrap());
-            assert_eq!(outbox.claim(&[DeliveryKind::Stripe], 9).await.unwrap(), []);
+            assert_eq!(outbox.claim("here", &[DeliveryKind::Stripe], 9).await.unwrap(), []);
             for id in ["a", "b"] {
-                let claimed = outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap();
+                let claimed = outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap();
                 assert_eq!(claimed.iter().map(|claimed| claimed.id.as_str()).collect::<Vec<_>>(), [id]);
                 outbox.note(&claimed[0], &Attempt::Delivered).await.unwrap();
             }
             make_due(&db).await;
-            assert_eq!(outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap(), []);
+            assert_eq!(outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap(), []);
             assert!(!outbox.put(&new("a", "one")).await.unwrap());
             let rows = outbox.to_target("one", 9).await.unwrap();
             assert!(rows.iter().all(|row| row.state == DeliveryState::Delivered && row.attempts == 1), "{rows:?}");
@@ -369,13 +385,13 @@ mod tests {
             journal(&db).await;
             let outbox = Outbox::new(db.clone());
             outbox.put(&new("a", "one")).await.unwrap();
-            let claims = (0..8).map(|_| outbox.claim(&[DeliveryKind::Webhook], 9));
+            let claims = (0..8).map(|_| outbox.claim("here", &[DeliveryKind::Webhook], 9));
             let claimed: Vec<Claimed> =
                 futures::future::join_all(claims).await.into_iter().flat_map(Result::unwrap).collect();
             assert_eq!((claimed.len(), claimed[0].unclear_for_ms), (1, None));
             // The claim has lapsed: whether the first attempt arrived is not known.
             make_due(&db).await;
-            let again = outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap();
+            let again = outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap();
             assert!(again[0].attempts == 2 && again[0].unclear_for_ms >= Some(60_000), "{again:?}");
             // What the first one has to say comes too late, unless it is that it arrived.
             outbox.note(&claimed[0], &Attempt::Hopeless("late".into())).await.unwrap();
@@ -388,6 +404,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_a_dead_server_was_delivering_is_due_at_once_and_what_waits_goes_on_waiting() {
+        for db in databases().await {
+            journal(&db).await;
+            let outbox = Outbox::new(db.clone());
+            for (id, target) in [("a", "one"), ("b", "two"), ("c", "three")] {
+                outbox.put(&new(id, target)).await.unwrap();
+                let claimed = outbox.claim(if id == "b" { "alive" } else { "dead" }, &[DeliveryKind::Webhook], 9).await;
+                if id == "c" {
+                    outbox.note(&claimed.unwrap()[0], &Attempt::Failed("no".into())).await.unwrap();
+                }
+            }
+            release(&db, "dead").await.unwrap();
+            let claimed = outbox.claim("alive", &[DeliveryKind::Webhook], 9).await.unwrap();
+            let [again] = &claimed[..] else { panic!("{claimed:?}") };
+            assert_eq!((again.id.as_str(), again.attempts), ("a", 2));
+            assert!(again.unclear_for_ms.is_some(), "nobody knows whether the first attempt arrived");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_target_gets_one_after_the_other_and_does_not_hold_up_others() {
+        for db in databases().await {
+            journal(&db).await;
+            let outbox = Outbox::new(db.clone());
+            for (id, target) in [("a", "one"), ("b", "one"), ("c", "two")] {
+                outbox.put(&new(id, target)).await.unwrap();
+            }
+            let claim = async |instance| outbox.claim(instance, &[DeliveryKind::Webhook], 9).await.unwrap();
+            let claimed = claim("here").await;
+            assert_eq!(claimed.iter().map(|claimed| claimed.id.as_str()).collect::<Vec<_>>(), ["a", "c"]);
+            assert_eq!((claim("here").await, claim("there").await), (vec![], vec![]));
+            outbox.note(&claimed[0], &Attempt::Failed("no".into())).await.unwrap();
+            let claimed = claim("there").await;
+            assert_eq!(claimed.iter().map(|claimed| claimed.id.as_str()).collect::<Vec<_>>(), ["b"]);
+        }
+    }
+
+    #[tokio::test]
     async fn failures_are_kept_until_the_last_attempt_and_a_retry_begins_anew() {
         for db in databases().await {
             journal(&db).await;
@@ -395,7 +449,7 @@ mod tests {
             outbox.put(&new("a", "one")).await.unwrap();
             for attempt in 1..=MOST_ATTEMPTS {
                 make_due(&db).await;
-                let claimed = outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap();
+                let claimed = outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap();
                 assert_eq!((claimed[0].attempts, claimed[0].unclear_for_ms), (attempt, None));
                 outbox.note(&claimed[0], &Attempt::Failed(format!("no {attempt}"))).await.unwrap();
             }
@@ -403,15 +457,15 @@ mod tests {
             assert_eq!((row.state, row.failure.as_deref()), (DeliveryState::GivenUp, Some("no 26")));
             assert_eq!(outbox.retry(DeliveryKind::Stripe, None).await.unwrap(), 0);
             assert_eq!(outbox.retry(DeliveryKind::Webhook, None).await.unwrap(), 1);
-            let claimed = outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap();
+            let claimed = outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap();
             outbox.note(&claimed[0], &Attempt::Unclear("timeout".into())).await.unwrap();
             make_due(&db).await;
-            let claimed = outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap();
+            let claimed = outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap();
             assert!(claimed[0].unclear_for_ms.is_some());
             // A certain failure does not make the unclear attempt before it certain.
             outbox.note(&claimed[0], &Attempt::Failed("refused".into())).await.unwrap();
             make_due(&db).await;
-            assert!(outbox.claim(&[DeliveryKind::Webhook], 9).await.unwrap()[0].unclear_for_ms.is_some());
+            assert!(outbox.claim("here", &[DeliveryKind::Webhook], 9).await.unwrap()[0].unclear_for_ms.is_some());
         }
     }
 }

@@ -81,17 +81,12 @@ impl Journal {
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str()).bind(from_ms).bind(to_ms);
         let rows = query.fetch_all(self.db().pool()).await?;
         let row = |row: &platform::DbRow| -> Result<UsageRow, BillingError> {
-            let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
             Ok(UsageRow {
                 group: (0..by.len())
                     .map(|index| row.try_get(format!("g{index}").as_str()))
                     .collect::<Result<_, _>>()?,
                 requests: row.try_get("requests")?,
-                quantities: Quantities {
-                    prompt_tokens: count("prompt")?,
-                    cached_tokens: count("cached")?,
-                    completion_tokens: count("completion")?,
-                },
+                quantities: Quantities::read(row, ["prompt", "cached", "completion"])?,
                 cost_nano_usd: row.try_get("cost")?,
             })
         };

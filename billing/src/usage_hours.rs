@@ -57,6 +57,25 @@ impl UsageHours {
         Ok(())
     }
 
+    /// Adds a row of these sums itself.
+    pub fn take(&mut self, row: &DbRow) -> Result<(), sqlx::Error> {
+        let group = Group {
+            account: row.try_get("account")?,
+            hour: row.try_get("hour")?,
+            key_id: row.try_get("key_id")?,
+            base: row.try_get("base")?,
+            adapter: row.try_get("adapter")?,
+            price_version: row.try_get("price_version")?,
+        };
+        let sum = self.0.entry(group).or_default();
+        sum.requests += row.try_get::<i64, _>("requests")?;
+        sum.prompt += row.try_get::<i64, _>("prompt_tokens")?;
+        sum.cached += row.try_get::<i64, _>("cached_tokens")?;
+        sum.completion += row.try_get::<i64, _>("completion_tokens")?;
+        sum.cost += row.try_get::<i64, _>("cost")?;
+        Ok(())
+    }
+
     pub async fn write(self, connection: &mut AnyConnection, kind: DbKind, instance: &str) -> Result<(), BillingError> {
         let mut writes = Statements::new(kind);
         self.add_to(&mut writes, kind, instance)?;

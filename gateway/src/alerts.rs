@@ -41,7 +41,7 @@ async fn look(platform: &Platform, told: &mut HashSet<String>) -> Result<(), Api
         let limits = platform.limits.of(account);
         for limit in limits.iter().filter(|limit| limit.kind == LimitKind::Alert) {
             let start_ms = limit.period.start_ms(now_ms());
-            let ids = webhooks.iter().map(|webhook| (format!("alert {} {start_ms} {}", limit.id, webhook.id), webhook));
+            let ids = webhooks.iter().map(|webhook| (limit.message_id(start_ms, &webhook.id), webhook));
             let (known, new): (Vec<_>, Vec<_>) = ids.partition(|(id, _)| told.contains(id));
             still.extend(known.into_iter().map(|(id, _)| id));
             if new.is_empty() {

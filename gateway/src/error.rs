@@ -5,8 +5,11 @@ use actix_web::{HttpResponse, ResponseError};
 use adapter_store::StoreError;
 use billing::BillingError;
 use serde_json::{Value, json};
-use serving_engine::Refused;
+use serving_engine::{NOT_NUMBERS, Refused};
 use text::TextError;
+
+/// The code of a request that its adapter makes fail.
+const OVERFLOW: &str = "logits_overflow";
 
 /// An error as clients see it: OpenAI's shape, and headers that tell a client library what to do.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,6 +34,16 @@ impl ApiError {
 
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// The engine gave a request up. What is wrong with the adapter itself is as wrong the next time; everything else (a drain, an
+    /// adapter's files that cannot be read, a device) is worth a retry.
+    pub fn gave_up(reason: &str) -> Self {
+        if reason != NOT_NUMBERS {
+            return overloaded(reason, 1_000);
+        }
+        let message = "the model's logits overflow on this prompt: the adapter's weights, or its scale (lora_alpha), are too large";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message).with_code(OVERFLOW)
     }
 
     pub fn with_code(self, code: &'static str) -> Self {
@@ -70,8 +83,10 @@ impl ResponseError for ApiError {
         if let Some(ms) = self.retry_after_ms {
             response.insert_header(("retry-after-ms", ms.to_string()));
             response.insert_header(("retry-after", ms.div_ceil(1000).to_string()));
-        } else if matches!(self.status, StatusCode::CONFLICT | StatusCode::PAYMENT_REQUIRED) {
-            // Clients retry 409 by themselves; here the same request fails the same way, as it does without credit.
+        } else if matches!(self.status, StatusCode::CONFLICT | StatusCode::PAYMENT_REQUIRED)
+            || self.code == Some(OVERFLOW)
+        {
+            // Clients retry 409 and 500 by themselves; here the same request fails the same way, as it does without credit.
             response.insert_header(("x-should-retry", "false"));
         }
         if self.status == StatusCode::REQUEST_TIMEOUT {
@@ -96,7 +111,8 @@ impl From<Refused> for ApiError {
     }
 }
 
-fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> ApiError {
+/// Worth a retry, after so long.
+pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> ApiError {
     ApiError { retry_after_ms: Some(retry_after_ms), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message) }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use billing::{Attempt, Claimed, DeliveryKind, Exports, Outbox, Webhooks, closed_until_ms};
 use platform::Db;
 use platform::units::now_ms;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 pub use stripe::{Stripe, StripeError};
 pub use webhook::{checked_url, fresh_secret, message_id};
@@ -21,7 +21,7 @@ pub use webhook::{checked_url, fresh_secret, message_id};
 use crate::error::ApiError;
 use crate::state::Platform;
 
-/// How often the outbox is looked into.
+/// How often the outbox is looked into; at once where something was delivered, since more may wait for the same receiver.
 const EVERY: Duration = Duration::from_millis(500);
 /// Deliveries of one server at the same time.
 const AT_ONCE: usize = 16;
@@ -75,7 +75,8 @@ impl Outside {
         })
     }
 
-    async fn deliver(&self, claimed: &Claimed) -> Result<(), ApiError> {
+    /// Whether it arrived.
+    async fn deliver(&self, claimed: &Claimed) -> Result<bool, ApiError> {
         let attempt = self.attempt(claimed).await?;
         match &attempt {
             Attempt::Delivered => tracing::debug!(id = claimed.id, "delivered"),
@@ -83,7 +84,8 @@ impl Outside {
                 tracing::warn!(id = claimed.id, reason, "not delivered");
             }
         }
-        Ok(self.outbox.note(claimed, &attempt).await?)
+        self.outbox.note(claimed, &attempt).await?;
+        Ok(attempt == Attempt::Delivered)
     }
 }
 
@@ -96,27 +98,33 @@ pub fn run(platform: &Arc<Platform>) {
 }
 
 async fn deliver(platform: std::sync::Weak<Platform>) {
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let (slots, delivered) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Notify::new()));
     while let Some(platform) = platform.upgrade() {
         let outside = &platform.outside;
         let claimed = match slots.available_permits() {
             0 => Ok(Vec::new()),
-            free => outside.outbox.claim(outside.kinds(), free).await,
+            free => outside.outbox.claim(platform.journal.instance(), outside.kinds(), free).await,
         };
         if let Err(error) = &claimed {
             tracing::warn!(%error, "the outbox could not be read");
         }
         for claimed in claimed.unwrap_or_default() {
-            let (platform, slots) = (platform.clone(), slots.clone());
+            let (platform, slots, delivered) = (platform.clone(), slots.clone(), delivered.clone());
             tokio::spawn(async move {
-                let Ok(_slot) = slots.acquire_owned().await else { return };
-                if let Err(error) = platform.outside.deliver(&claimed).await {
-                    tracing::warn!(%error, id = claimed.id, "it could not be written down how a delivery ended");
+                let Ok(slot) = slots.acquire_owned().await else { return };
+                let arrived = platform.outside.deliver(&claimed).await;
+                drop(slot);
+                match arrived {
+                    Ok(true) => delivered.notify_one(),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, id = claimed.id, "it could not be written down how a delivery ended");
+                    }
                 }
             });
         }
         drop(platform);
-        tokio::time::sleep(EVERY).await;
+        let _ = tokio::time::timeout(EVERY, delivered.notified()).await;
     }
 }
 

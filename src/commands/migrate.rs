@@ -11,7 +11,7 @@ use crate::cli::{Database, Migrate};
 use crate::database::{self, DatabaseError};
 
 pub async fn run(migrate: &Migrate) -> Result<(), DatabaseError> {
-    let which = Database { data: migrate.data.clone(), database: migrate.from.clone() };
+    let which = Database { data: migrate.data.clone(), database: migrate.from.clone(), config: None };
     let url = database::url(&which)?;
     let lock = database::lock(&url)?;
     let from = Db::open_existing(&url).await?;
@@ -56,6 +56,7 @@ async fn move_all(from: &Db, to: &Db) -> Result<String, DatabaseError> {
         bar.finish();
     }
     let compared = compare(&tables, &mut reading, &mut writing).await?;
+    billing::nobody_lives(&mut writing).await?;
     writing.commit().await.map_err(DbError::from)?;
     Ok(compared
         + "All is equal and committed. Start the server with the new --database and the same --data or --blobs.\n")

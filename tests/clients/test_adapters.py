@@ -216,6 +216,24 @@ def test_an_adapter_that_overflows_is_refused_and_its_neighbours_live(http, clie
     assert answer(client, MODEL)
 
 
+def test_an_overflow_that_the_canary_did_not_meet_is_no_overload(http, client, server):
+    """Its template keeps the canary's words from it, so it is met by who asks."""
+    every_linear = rewritten(lora.adapter(16, linears=tuple(lora.shapes())), lora_alpha=1e30)
+    reply = upload(http, "met-later", every_linear | {"chat_template.jinja": b"{{ '' }}"})
+    assert reply.is_success, reply.text
+    before = len(server.rows())
+    for stream in (False, True):
+        with pytest.raises((openai.InternalServerError, openai.APIError)) as failed:
+            list(client.completions.create(model="met-later", prompt="The lantern is", max_tokens=4, stream=stream))
+        assert (failed.value.code, failed.value.type) == ("logits_overflow", "server_error") and "lora_alpha" in str(failed.value)
+    assert len(server.rows()) == before + 2, "the client tried again"
+    raw = http.post("/v1/completions", json={"model": "met-later", "prompt": "The lantern is"})
+    assert (raw.status_code, raw.headers["x-should-retry"]) == (500, "false") and "retry-after" not in raw.headers
+    rows = [row for row in server.rows() if row["model"] == "met-later"]
+    assert {(row["finish"], row["cost_nano_usd"]) for row in rows} == {("error", 0)}
+    assert answer(client, MODEL)
+
+
 def test_an_adapter_with_no_scale_is_told_so(http):
     reply = upload(http, "scale-zero", rewritten(lora.adapter(14), lora_alpha=0))
     assert reply.is_success and any("lora_alpha" in warning for warning in reply.json()["warnings"]), reply.text

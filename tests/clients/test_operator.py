@@ -1,5 +1,6 @@
 """The operator's command line: accounts, credit, keys and members, and the way back in without a key."""
 
+import json
 import re
 import time
 
@@ -101,6 +102,12 @@ def test_keys_have_scopes_an_end_and_an_owner(shop):
 def test_who_has_lost_the_last_key_gets_a_new_one_from_the_database(shop, running):
     server, run, accounts, database = shop
     where = database or ("--data", str(server.data))
+    if running:
+        # Named in the server's configuration file.
+        file = server.folder / "home/.config/myriad/config.toml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{where[0].removeprefix('--')} = {json.dumps(where[1])}\n")
+        where = ()
     if not running:
         assert server.stop() == 0
     recovered = run("accounts", "recover", *where)

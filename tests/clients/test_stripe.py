@@ -10,7 +10,7 @@ from receiver import Receiver, eventually
 from talk import ask, connect
 from test_webhooks import priced
 
-pytestmark = pytest.mark.books
+pytestmark = [pytest.mark.books, pytest.mark.waits]
 
 KEY = "sk_test_of_the_tests"
 

@@ -11,7 +11,7 @@ from receiver import Receiver, eventually, verified
 from server import free_port
 from talk import ask, connect
 
-pytestmark = pytest.mark.books
+pytestmark = [pytest.mark.books, pytest.mark.waits]
 
 TOKEN = 4_000
 
@@ -129,7 +129,8 @@ def test_a_removed_webhook_gets_nothing_more(shop, receiver):
         before = len(receiver.messages)
         barrier = webhook(http, f"{receiver.url}/barrier")
         eventually(lambda: [m for m in receiver.messages if m.path == "/barrier"], "messages to the other one")
-        eventually(lambda: deliveries(http, barrier)[0]["attempts"] >= 3, "repeats to the other one")
+        # It fails later than the removed one did, and is repeated after the same pause.
+        eventually(lambda: deliveries(http, barrier)[0]["attempts"] >= 2, "a repeat to the other one")
         assert len([m for m in receiver.messages if m.path == "/"]) <= before + 1
 
 

@@ -44,3 +44,22 @@ fn a_value_from_the_file_is_checked_like_a_flag_and_a_flag_wins_over_it() {
         home.refused(&["serve", "--model", "elsewhere", "--listen", "127.0.0.1:0", "--ops-listen", "127.0.0.1:0"]);
     assert!(said.contains("\"elsewhere\"") && !said.contains("nowhere\""), "{said}");
 }
+
+#[test]
+fn commands_that_open_the_database_find_it_in_the_file() {
+    let home = Home::new();
+    let (usual, other) = (home.path(".config/myriad/config.toml"), home.path("other.toml"));
+    std::fs::create_dir_all(usual.parent().unwrap()).unwrap();
+    let (data, database) = (home.path("srv"), format!("sqlite:{}", home.path("there.sqlite").display()));
+    std::fs::write(&usual, format!("data = {data:?}\nthreads = 1\naccount = 'acme'\n")).unwrap();
+    std::fs::write(&other, format!("database = '{database}'\n")).unwrap();
+    for command in [&["migrate"][..], &["accounts", "recover"]] {
+        let refused = |more: &[&str]| home.refused(&[command, more].concat());
+        assert!(refused(&[]).contains("srv/myriad.sqlite"), "{command:?}");
+        assert!(refused(&["--data", "elsewhere"]).contains("elsewhere/myriad.sqlite"), "{command:?}");
+        assert!(refused(&["--config", other.to_str().unwrap()]).contains("there.sqlite"), "{command:?}");
+        assert!(refused(&["--config", "none.toml"]).contains("none.toml"), "{command:?}");
+    }
+    std::fs::write(&other, "databas = 'sqlite:x'\n").unwrap();
+    assert!(home.refused(&["migrate", "--config", other.to_str().unwrap()]).contains("did you mean \"database\""));
+}

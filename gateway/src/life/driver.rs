@@ -15,11 +15,13 @@ use super::credit::{Credit, Extension};
 use super::marks::Marks;
 use super::piece::{Ending, Piece, ScoredToken};
 use super::pieces::{Outlet, Pieces, pieces};
-use crate::error::ApiError;
+use crate::error::{ApiError, overloaded};
 use crate::state::Platform;
 
 /// A database that takes longer is away: new requests are refused, ended ones are told so and settled when it is back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When a failure that passes is worth another try.
+const RETRY_MS: u64 = 1_000;
 
 /// What it takes to start a request.
 pub struct Start {
@@ -306,9 +308,9 @@ impl Driver {
             (Err(error), _) => vec![Piece::Failed(error)],
             // Another server took this one for dead and closed the row at its last mark: what is charged is not this answer.
             (Ok(false), _) => {
-                vec![Piece::Failed(failed("the answer was closed at its last mark; send it again".into()))]
+                vec![Piece::Failed(overloaded("the answer was closed at its last mark; send it again", RETRY_MS))]
             }
-            (Ok(true), Some(failure)) => vec![Piece::Failed(failed(failure))],
+            (Ok(true), Some(failure)) => vec![Piece::Failed(ApiError::gave_up(&failure))],
             (Ok(true), None) => self.endings(quantities, finish),
         };
         for piece in pieces {
@@ -337,12 +339,8 @@ impl Driver {
 async fn in_time<T>(work: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
     match tokio::time::timeout(WRITE_TIMEOUT, work).await {
         Ok(done) => done,
-        Err(_) => Err(failed("the database does not answer; try again later".into())),
+        Err(_) => Err(overloaded("the database does not answer; try again later", RETRY_MS)),
     }
-}
-
-fn failed(reason: String) -> ApiError {
-    ApiError { retry_after_ms: Some(1_000), ..ApiError::new(actix_web::http::StatusCode::SERVICE_UNAVAILABLE, reason) }
 }
 
 fn scored(token: Token) -> ScoredToken {

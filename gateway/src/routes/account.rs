@@ -2,12 +2,12 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Balance, GroupBy, Price, Prices, RequestRow};
+use billing::{Balance, GroupBy, LedgerRow, Price, Prices, RequestRow};
 use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::reply::{JsonObject, dollars};
+use super::reply::{self, JsonObject, dollars};
 use crate::access::{Role, Scope, Scopes};
 use crate::accounts::{Caller, KeyRow, NewKey};
 use crate::error::ApiError;
@@ -54,27 +54,23 @@ pub async fn ledger(
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
-    let mut rows = platform.ledger.list(&caller.account, page.after.as_deref(), limit + 1).await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let data: Vec<Value> = rows
-        .iter()
-        .map(|row| {
-            json!({
-                "id": row.id,
-                "object": "ledger.transaction",
-                "kind": row.kind,
-                "amount_nano_usd": row.amount,
-                "amount": dollars(row.amount),
-                "outcome": row.outcome,
-                "reservation": row.reservation,
-                "memo": row.memo,
-                "created_ms": row.created_ms,
-                "entries_nano_usd": row.entries,
-            })
-        })
-        .collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
+    let rows = platform.ledger.list(&caller.account, page.after.as_deref(), limit + 1).await?;
+    Ok(reply::page(&rows, limit, transaction))
+}
+
+fn transaction(row: &LedgerRow) -> Value {
+    json!({
+        "id": row.id,
+        "object": "ledger.transaction",
+        "kind": row.kind,
+        "amount_nano_usd": row.amount,
+        "amount": dollars(row.amount),
+        "outcome": row.outcome,
+        "reservation": row.reservation,
+        "memo": row.memo,
+        "created_ms": row.created_ms,
+        "entries_nano_usd": row.entries,
+    })
 }
 
 #[derive(Deserialize)]
@@ -104,11 +100,8 @@ pub async fn requests(
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
-    let mut rows = platform.journal.list(&caller.account, page.after.as_deref(), limit + 1).await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let data: Vec<Value> = rows.iter().map(|known| row(&platform.prices, known)).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
+    let rows = platform.journal.list(&caller.account, page.after.as_deref(), limit + 1).await?;
+    Ok(reply::page(&rows, limit, |known| row(&platform.prices, known)))
 }
 
 fn row(prices: &Prices, row: &RequestRow) -> Value {
@@ -201,8 +194,7 @@ pub async fn usage(
 pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> HttpResponse {
     let concerns = |price: &Price| price.account.as_deref().is_none_or(|account| account == caller.account.as_str());
     let all = platform.prices.all();
-    let data: Vec<Value> = all.iter().filter(|price| concerns(price)).map(price).collect();
-    HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false }))
+    reply::list(all.iter().filter(|price| concerns(price)).map(price))
 }
 
 /// Nano-dollars and dollars per million tokens.
@@ -223,8 +215,7 @@ pub fn price(price: &Price) -> Value {
 
 pub async fn keys(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     let keys = platform.accounts.keys(&caller.account).await?;
-    let data: Vec<Value> = keys.iter().map(key).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(keys.iter().map(key)))
 }
 
 pub fn key(key: &KeyRow) -> Value {
@@ -324,8 +315,7 @@ pub async fn revoke_key(
 
 pub async fn members(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     let members = platform.accounts.members(&caller.account).await?;
-    let data: Vec<Value> = members.iter().map(|known| member(&known.name, known.role)).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(members.iter().map(|known| member(&known.name, known.role))))
 }
 
 fn member(name: &str, role: Role) -> Value {

@@ -10,7 +10,7 @@ use platform::{AccountName, AdapterName};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::reply::JsonObject;
+use super::reply::{self, JsonObject};
 use crate::accounts::Caller;
 use crate::body;
 use crate::error::ApiError;
@@ -198,11 +198,8 @@ pub async fn list(
 ) -> Result<HttpResponse, ApiError> {
     let limit = page.limit.unwrap_or(PAGE).clamp(1, LARGEST_PAGE);
     let after = page.after.as_deref().unwrap_or_default();
-    let mut own = platform.store.list(&caller.account, after, limit + 1).await?;
-    let has_more = own.len() > limit as usize;
-    own.truncate(limit as usize);
-    let data: Vec<Value> = own.iter().map(shown).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
+    let own = platform.store.list(&caller.account, after, limit + 1).await?;
+    Ok(reply::page(&own, limit, shown))
 }
 
 pub async fn show(
@@ -229,8 +226,7 @@ pub async fn versions(
     path: web::Path<Path>,
 ) -> Result<HttpResponse, ApiError> {
     let (account, name) = path.own(&caller)?;
-    let data: Vec<Value> = platform.store.versions(&account, &name).await?.iter().map(shown).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(platform.store.versions(&account, &name).await?.iter().map(shown)))
 }
 
 pub async fn set_alias(

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::account::page_limit;
+use super::reply;
 use crate::accounts::Caller;
 use crate::audit::AuditRow;
 use crate::error::ApiError;
@@ -38,11 +39,8 @@ pub async fn all(platform: &Platform, page: &Page) -> Result<HttpResponse, ApiEr
 async fn list(platform: &Platform, account: Option<&AccountName>, page: &Page) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(page.limit)?;
     let account = account.map(AccountName::as_str);
-    let mut rows = platform.audit.list(account, page.after.as_deref(), limit + 1).await?;
-    let has_more = rows.len() > limit as usize;
-    rows.truncate(limit as usize);
-    let data: Vec<Value> = rows.iter().map(row).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more })))
+    let rows = platform.audit.list(account, page.after.as_deref(), limit + 1).await?;
+    Ok(reply::page(&rows, limit, row))
 }
 
 fn row(row: &AuditRow) -> Value {

@@ -6,7 +6,6 @@ use std::time::Instant;
 use actix_web::{HttpResponse, web};
 use billing::NewRequest;
 use platform::RequestId;
-use platform::units::now_ms;
 use serde_json::{Value, json};
 use text::ChatInput;
 
@@ -36,19 +35,14 @@ pub async fn create(
         account: caller.account.clone(),
         key_id: caller.key_id,
         endpoint: "chat.completions",
-        model: name.clone(),
+        model: name,
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
         price_version: price.as_ref().map(|price| price.version),
         tag: request.common.tag.clone(),
     };
-    let frame = Frame {
-        id: row.id.to_string(),
-        object: if request.common.stream { "chat.completion.chunk" } else { "chat.completion" },
-        created: now_ms() / 1000,
-        model: name,
-        fingerprint: target.model.fingerprint.clone(),
-    };
+    let frame =
+        Frame::new(&row, &target, if request.common.stream { "chat.completion.chunk" } else { "chat.completion" });
     let prepared = Prepared {
         tokens: vec![tokens],
         max_tokens: request.common.max_tokens,

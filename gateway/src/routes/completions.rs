@@ -7,7 +7,6 @@ use std::time::Instant;
 use actix_web::{HttpResponse, web};
 use billing::NewRequest;
 use platform::RequestId;
-use platform::units::now_ms;
 use serde_json::{Map, Value, json};
 
 use super::reply::{self, Events, Frame, JsonObject};
@@ -36,19 +35,13 @@ pub async fn create(
         account: caller.account.clone(),
         key_id: caller.key_id,
         endpoint: "completions",
-        model: name.clone(),
+        model: name,
         base: target.model.id.to_string(),
         adapter: prepare::adapter_name(&target),
         price_version: price.as_ref().map(|price| price.version),
         tag: request.common.tag.clone(),
     };
-    let frame = Frame {
-        id: row.id.to_string(),
-        object: "text_completion",
-        created: now_ms() / 1000,
-        model: name,
-        fingerprint: target.model.fingerprint.clone(),
-    };
+    let frame = Frame::new(&row, &target, "text_completion");
     let prepared = Prepared {
         tokens: prompts.iter().map(|(tokens, _)| tokens.clone()).collect(),
         max_tokens: Some(request.max_tokens),

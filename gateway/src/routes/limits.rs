@@ -6,7 +6,7 @@ use billing::{Limit, LimitKind, LimitScope, Nano, Period};
 use platform::AccountName;
 use serde_json::{Map, Value, json};
 
-use super::reply::{JsonObject, dollars};
+use super::reply::{self, JsonObject, dollars};
 use crate::accounts::Caller;
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -27,7 +27,7 @@ pub async fn listed(platform: &Platform, account: &AccountName) -> Result<HttpRe
         let spent = platform.limits.spent_now(account, &limit).await?;
         data.push(shown(&limit, Some(spent)));
     }
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(data))
 }
 
 /// A limit, and where it is known, what was spent in its period.

@@ -6,8 +6,10 @@ use actix_web::dev::Payload;
 use actix_web::http::StatusCode;
 use actix_web::web::Bytes;
 use actix_web::{FromRequest, HttpRequest, HttpResponse, HttpResponseBuilder};
+use billing::NewRequest;
 use futures::future::LocalBoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
+use platform::units::now_ms;
 use serde_json::{Map, Value, json};
 use serving_engine::Usage;
 
@@ -15,9 +17,25 @@ use super::JSON_BYTES;
 use crate::body;
 use crate::error::ApiError;
 use crate::life::{Piece, Pieces, Run};
+use crate::resolve::Target;
 
 /// An idle stream gets a comment so often, so that nobody in between takes it for dead.
 const PING_EVERY: Duration = Duration::from_secs(15);
+
+/// Everything that was asked for, in the shape of the API's lists.
+pub fn list(data: impl IntoIterator<Item = Value>) -> HttpResponse {
+    shown_list(data.into_iter().collect(), false)
+}
+
+/// A page of a list. `rows` are up to one more than its `limit`, which says that there are more.
+pub fn page<T>(rows: &[T], limit: u32, shown: impl FnMut(&T) -> Value) -> HttpResponse {
+    let limit = limit as usize;
+    shown_list(rows.iter().take(limit).map(shown).collect(), rows.len() > limit)
+}
+
+fn shown_list(data: Vec<Value>, has_more: bool) -> HttpResponse {
+    HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": has_more }))
+}
 
 /// A body that must be a JSON object. Its size is bounded by the router's `JSON_BYTES`, its depth by the parser.
 pub struct JsonObject(pub Map<String, Value>);
@@ -88,6 +106,17 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Of a request's reply, which begins now.
+    pub fn new(row: &NewRequest, target: &Target<'_>, object: &'static str) -> Self {
+        Self {
+            id: row.id.to_string(),
+            object,
+            created: now_ms() / 1000,
+            model: row.model.clone(),
+            fingerprint: target.model.fingerprint.clone(),
+        }
+    }
+
     pub fn with(&self, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id,

@@ -8,7 +8,7 @@ use platform::units::{DAY_MS, Month, day_of, now_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::reply::dollars;
+use super::reply::{self, dollars};
 use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -37,7 +37,7 @@ pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
             json!({ "object": "account.statement", "month": month.to_string(), "path": path })
         })
         .collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(data))
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, web};
 use billing::{DeliveryRow, Webhook};
 use serde_json::{Value, json};
 
-use super::reply::JsonObject;
+use super::reply::{self, JsonObject};
 use crate::accounts::Caller;
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -18,8 +18,7 @@ const DELIVERIES: u32 = 50;
 
 pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
     let webhooks = platform.outside.webhooks.of(&caller.account).await?;
-    let data: Vec<Value> = webhooks.iter().map(shown).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(webhooks.iter().map(shown)))
 }
 
 fn shown(webhook: &Webhook) -> Value {
@@ -77,8 +76,7 @@ pub async fn deliveries(
         return Err(missing());
     }
     let rows = platform.outside.outbox.to_target(&id, DELIVERIES).await?;
-    let data: Vec<Value> = rows.iter().map(delivery).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(rows.iter().map(delivery)))
 }
 
 /// The message itself is shown as it was sent.

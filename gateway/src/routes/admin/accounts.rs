@@ -8,7 +8,7 @@ use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
 
 use super::super::account::{balance, created_key, key, key_fields};
-use super::super::reply::{JsonObject, dollars};
+use super::super::reply::{self, JsonObject, dollars};
 use super::{Operator, account_at, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -26,7 +26,7 @@ pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResp
     for name in platform.accounts.names().await? {
         data.push(shown(&platform, &name).await?);
     }
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(data))
 }
 
 async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiError> {
@@ -194,8 +194,7 @@ pub async fn keys(
     name: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
-    let data: Vec<Value> = platform.accounts.keys(&name).await?.iter().map(key).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(platform.accounts.keys(&name).await?.iter().map(key)))
 }
 
 /// A new key for an account, for one that has lost its own.

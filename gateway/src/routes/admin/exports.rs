@@ -6,7 +6,7 @@ use billing::{DeliveryKind, DeliveryRow, closed_until_ms};
 use platform::units::now_ms;
 use serde_json::{Value, json};
 
-use super::super::reply::{JsonObject, dollars};
+use super::super::reply::{self, JsonObject, dollars};
 use super::super::webhooks::state;
 use super::Operator;
 use crate::error::ApiError;
@@ -19,8 +19,7 @@ const ROWS: u32 = 1000;
 /// The newest events; those that Stripe has not accepted yet come first.
 pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResponse, ApiError> {
     let rows = platform.outside.outbox.of_kind(DeliveryKind::Stripe, ROWS).await?;
-    let data: Vec<Value> = rows.iter().map(shown).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(rows.iter().map(shown)))
 }
 
 fn shown(row: &DeliveryRow) -> Value {

@@ -3,10 +3,9 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use billing::{NewPrice, Rates};
-use serde_json::{Value, json};
 
 use super::super::account;
-use super::super::reply::JsonObject;
+use super::super::reply::{self, JsonObject};
 use super::{Operator, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -19,8 +18,7 @@ const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
 const MODEL_BYTES: usize = 256;
 
 pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResponse, ApiError> {
-    let data: Vec<Value> = platform.prices.all().iter().map(account::price).collect();
-    Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
+    Ok(reply::list(platform.prices.all().iter().map(account::price)))
 }
 
 /// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
