@@ -174,7 +174,7 @@ pub struct Prices {
 pub enum PricesAction {
     /// Prices that concern this account (the default)
     List,
-    /// Set a price from now on, in dollars per million tokens; for the operator
+    /// Set a price from now on, in dollars per million tokens, storage per GB-month; for the operator
     Set(SetPrice),
 }
 
@@ -191,6 +191,14 @@ pub struct SetPrice {
     /// Generated tokens
     #[arg(long, value_name = "USD")]
     pub output: f64,
+
+    /// Tokens that an adapter is trained on [default: what a wider price says]
+    #[arg(long, value_name = "USD")]
+    pub training: Option<f64>,
+
+    /// Stored adapters, per GB-month (10^9 bytes for 730 hours) [default: what a wider price says]
+    #[arg(long, value_name = "USD")]
+    pub storage: Option<f64>,
 
     /// Base model, or adapter as account/name [default: all]
     #[arg(long, value_name = "MODEL")]

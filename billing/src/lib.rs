@@ -32,7 +32,7 @@ pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, servers_l
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
-pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
+pub use price::{GB, HIGHEST, MONTH_HOURS, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
 pub use statement::{ChargeLine, CreditLine, Statement};
@@ -48,7 +48,7 @@ pub enum BillingError {
     Missing(platform::RequestId),
     #[error("a price cannot start in the past: what was used has its price already")]
     PriceInThePast,
-    #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens")]
+    #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens or GB-month")]
     PriceRange,
     #[error("there is no account {0}")]
     NoAccount(String),

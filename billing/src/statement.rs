@@ -232,7 +232,7 @@ mod tests {
     async fn months_follow(db: Db) {
         let (journal, prices) = journal(&db).await;
         let (ledger, account) = (Ledger::new(db.clone()), account());
-        let rates = crate::Rates { input: 1_000_000, cached_input: 0, output: 0 };
+        let rates = crate::Rates { input: 1_000_000, ..crate::Rates::default() };
         let price = prices.add(crate::NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
         let months: Vec<Month> = ["2026-01", "2026-02", "2026-04"].map(|text| Month::parse(text).unwrap()).into();
         let edges = |month: Month| [month.start_ms(), month.end_ms() - 1];

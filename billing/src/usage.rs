@@ -129,7 +129,7 @@ mod tests {
         let mut number = numbers(7);
         for at in 0..4u64 {
             let mut rate = || if at == 0 { HIGHEST } else { number(3_000_000_000) as i64 };
-            let rates = Rates { input: rate(), cached_input: rate(), output: rate() };
+            let rates = Rates { input: rate(), cached_input: rate(), output: rate(), ..Rates::default() };
             prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
         }
         let finishes = [Finish::Stop, Finish::Length, Finish::Cancelled, Finish::Error];
@@ -205,7 +205,7 @@ mod tests {
 
     async fn prices_stay(db: Db) {
         let prices = Prices::open(db.clone()).await.unwrap();
-        let rates = Rates { input: 3, cached_input: 2, output: 1 };
+        let rates = Rates { input: 3, cached_input: 2, output: 1, training: Some(4), storage: None };
         let new = |starts_ms| NewPrice { account: None, model: None, rates, starts_ms };
         let first = prices.add(new(None)).await.unwrap();
         assert!(matches!(prices.add(new(Some(now_ms() - 1000))).await, Err(BillingError::PriceInThePast)));
@@ -213,7 +213,9 @@ mod tests {
         assert_eq!(prices.in_force("acme", "base", None).unwrap(), first);
         let reopened = Prices::open(db).await.unwrap();
         assert_eq!(reopened.all(), [first, later]);
-        let wrong = NewPrice { rates: Rates { input: -1, ..rates }, ..new(None) };
-        assert!(matches!(prices.add(wrong).await, Err(BillingError::PriceRange)));
+        for wrong in [Rates { input: -1, ..rates }, Rates { storage: Some(HIGHEST + 1), ..rates }] {
+            let refused = prices.add(NewPrice { rates: wrong, ..new(None) }).await;
+            assert!(matches!(refused, Err(BillingError::PriceRange)));
+        }
     }
 }

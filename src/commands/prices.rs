@@ -1,4 +1,4 @@
-//! `myriad prices`: what tokens cost, and for the operator, setting it.
+//! `myriad prices`: what tokens and storage cost, and for the operator, setting it.
 
 use serde_json::{Value, json};
 
@@ -31,17 +31,19 @@ fn body(set: &SetPrice) -> Value {
         "input": set.input,
         "cached_input": set.cached_input,
         "output": set.output,
+        "training": set.training,
+        "storage": set.storage,
         "model": set.model,
         "account": set.account,
     })
 }
 
-/// Dollars per million tokens.
+/// Dollars per million tokens; storage per GB-month.
 fn table(rows: &[Value]) -> String {
-    let mut table = Table::new(["version", "account", "model", "input", "cached", "output"]);
+    let mut table = Table::new(["version", "account", "model", "input", "cached", "output", "training", "storage"]);
     for row in rows {
         let scope = |key: &str| row[key].as_str().unwrap_or("all").to_owned();
-        let usd = |key: &str| format!("${}", row[key].as_f64().unwrap_or(0.0));
+        let usd = |key: &str| row[key].as_f64().map_or_else(|| "-".into(), |usd| format!("${usd}"));
         table.push([
             row["version"].to_string(),
             scope("account"),
@@ -49,6 +51,8 @@ fn table(rows: &[Value]) -> String {
             usd("input"),
             usd("cached_input"),
             usd("output"),
+            usd("training"),
+            usd("storage"),
         ]);
     }
     table.text()

@@ -205,7 +205,7 @@ pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> HttpRespon
     HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false }))
 }
 
-/// Nano-dollars and dollars per million tokens.
+/// Nano-dollars and dollars per million tokens; storage per GB-month.
 pub fn price(price: &Price) -> Value {
     let rates = price.rates;
     json!({
@@ -216,7 +216,15 @@ pub fn price(price: &Price) -> Value {
         "input": dollars(rates.input),
         "cached_input": dollars(rates.cached_input),
         "output": dollars(rates.output),
-        "nano_usd": { "input": rates.input, "cached_input": rates.cached_input, "output": rates.output },
+        "training": rates.training.map(dollars),
+        "storage": rates.storage.map(dollars),
+        "nano_usd": {
+            "input": rates.input,
+            "cached_input": rates.cached_input,
+            "output": rates.output,
+            "training": rates.training,
+            "storage": rates.storage,
+        },
         "starts_ms": price.starts_ms,
     })
 }

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
 
-/// Highest price in dollars per million tokens.
+/// Highest rate in dollars per million tokens or GB-month.
 const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
@@ -23,7 +23,8 @@ pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResp
     Ok(HttpResponse::Ok().json(json!({ "object": "list", "data": data, "has_more": false })))
 }
 
-/// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
+/// Adds a price version: dollars per million tokens (storage: per GB-month), for everyone or one account, for everything or one
+/// model or adapter.
 pub async fn add(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
@@ -33,7 +34,8 @@ pub async fn add(
     let rate = |name: &'static str| -> Result<Option<i64>, ApiError> {
         let Some(usd) = fields.get(name) else { return Ok(None) };
         let usd = usd.as_f64().filter(|usd| (0.0..=HIGHEST_USD).contains(usd)).ok_or_else(|| {
-            ApiError::param(name, format!("{name} must be dollars per million tokens, from 0 to {HIGHEST_USD}"))
+            let unit = if name == "storage" { "GB-month" } else { "million tokens" };
+            ApiError::param(name, format!("{name} must be dollars per {unit}, from 0 to {HIGHEST_USD}"))
         })?;
         Ok(Some((usd * 1e9).round() as i64))
     };
@@ -54,7 +56,7 @@ pub async fn add(
         model => model.map(str::to_owned),
     };
     let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
-    let rates = Rates { input, cached_input, output };
+    let rates = Rates { input, cached_input, output, training: rate("training")?, storage: rate("storage")? };
     let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
     // A price for everyone is the operator's affair.
     let concerns = account.as_ref().unwrap_or(&caller.account);
