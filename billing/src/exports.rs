@@ -1,6 +1,6 @@
 //! Revenue by the hour, for Stripe: each closed hour of an account that is tied to a customer there becomes a delivery.
 //!
-//! An hour's revenue is what the ledger settled in it. What of it was put into the outbox is kept, so that an hour that grew later
+//! An hour's revenue is what the ledger settled in it, and what it charged for storage. What of it was put into the outbox is kept, so that an hour that grew later
 //! is completed by its difference and nothing is put twice. Only grows: refunds are the operator's to make at Stripe.
 
 use platform::units::{DAY_MS, now_ms};
@@ -153,7 +153,7 @@ async fn grown(transaction: &mut DbTransaction, until_ms: i64) -> Result<Vec<Gro
          (SELECT COUNT(*) FROM stripe_exports x WHERE x.account = r.account AND x.hour = r.hour) AS revisions \
          FROM (SELECT t.account, a.stripe_customer AS customer, t.created_ms / {HOUR_MS} AS hour, \
          CAST(SUM(e.amount) AS BIGINT) AS revenue FROM accounts a \
-         JOIN ledger_transactions t ON t.account = a.name AND t.kind = 'settle' \
+         JOIN ledger_transactions t ON t.account = a.name AND t.kind IN ('settle', 'charge') \
          JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'revenue' \
          WHERE a.stripe_customer IS NOT NULL AND t.created_ms >= a.stripe_from_ms AND t.created_ms >= $1 AND t.created_ms < $2 \
          GROUP BY t.account, a.stripe_customer, t.created_ms / {HOUR_MS}) r ORDER BY r.account, r.hour"

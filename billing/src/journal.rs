@@ -380,8 +380,17 @@ async fn open_reservations(
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
 }
 
-fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
+/// What a row of requests says was used.
+pub(crate) fn quantities_of(row: &DbRow) -> Result<Quantities, sqlx::Error> {
     let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
+    Ok(Quantities {
+        prompt_tokens: count("prompt_tokens")?,
+        cached_tokens: count("cached_tokens")?,
+        completion_tokens: count("completion_tokens")?,
+    })
+}
+
+fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
     Ok(RequestRow {
         id: row.try_get("id")?,
         key_id: row.try_get("key_id")?,
@@ -392,11 +401,7 @@ fn row_of(row: &DbRow) -> Result<RequestRow, BillingError> {
         adapter_version: row.try_get("adapter_version")?,
         started_ms: row.try_get("started_ms")?,
         finished_ms: row.try_get("finished_ms")?,
-        quantities: Quantities {
-            prompt_tokens: count("prompt_tokens")?,
-            cached_tokens: count("cached_tokens")?,
-            completion_tokens: count("completion_tokens")?,
-        },
+        quantities: quantities_of(row)?,
         price_version: row.try_get("price_version")?,
         tag: row.try_get("tag")?,
         finish: row.try_get("finish")?,

@@ -5,6 +5,7 @@
 
 mod books;
 mod buckets;
+mod expiring;
 mod exports;
 mod faults;
 mod journal;
@@ -13,8 +14,10 @@ mod limits;
 mod outbox;
 mod price;
 mod reconcile;
+mod rerate;
 mod rules;
 mod statement;
+mod storage;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -25,6 +28,7 @@ mod writer;
 
 pub use books::Books;
 pub use buckets::{BucketRow, Buckets, Dimension};
+pub use expiring::{Expired, ExpiringCredit};
 pub use exports::{Customer, Exports, closed_until_ms};
 #[doc(hidden)]
 pub use faults::{Fault, Faults};
@@ -34,8 +38,10 @@ pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
 pub use price::{GB, HIGHEST, MONTH_HOURS, NewPrice, Price, Prices, Rates};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
+pub use rerate::{RerateOutcome, Rerated, Rerating};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
-pub use statement::{ChargeLine, CreditLine, Statement};
+pub use statement::{ChargeLine, CorrectionLine, CreditLine, Statement, StorageLine};
+pub use storage::{DueStorage, Storage, StorageSum, Stored};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 pub use webhooks::{Webhook, Webhooks};
@@ -50,6 +56,8 @@ pub enum BillingError {
     PriceInThePast,
     #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens or GB-month")]
     PriceRange,
+    #[error("there is no price version {0}")]
+    NoPrice(i64),
     #[error("there is no account {0}")]
     NoAccount(String),
     #[error("account {0} owes {1} nano-dollars; top it up before it becomes prepaid")]
