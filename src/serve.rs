@@ -107,6 +107,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     gateway::run_reconciler(&platform);
     gateway::run_alerts(&platform);
     gateway::run_outbox(&platform);
+    gateway::run_expiry(&platform);
+    gateway::run_storage(&platform);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -287,6 +289,7 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
         engine,
         models,
         store,
+        storage: billing::Storage::new(ledger.clone(), prices.clone()),
         prices,
         wallets: Wallets::new(ledger.clone(), journal.clone(), caps.clone()),
         limits: caps,

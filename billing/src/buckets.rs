@@ -1,12 +1,13 @@
 //! Usage over time: what started in each minute, hour or day, grouped and filtered.
 
+use platform::units::HOUR_MS;
 use platform::{AccountName, DbRow};
 use sqlx::Row;
 
 use crate::price::COST_SQL;
 use crate::rules::Nano;
 use crate::storage;
-use crate::usage_hours::{HOUR_MS, hours};
+use crate::usage_hours::hours;
 use crate::{BillingError, Journal, Quantities};
 
 /// What buckets can be divided by.

@@ -3,7 +3,7 @@
 //! An hour's revenue is what the ledger settled in it, and what it charged for storage. What of it was put into the outbox is kept, so that an hour that grew later
 //! is completed by its difference and nothing is put twice. Only grows: refunds are the operator's to make at Stripe.
 
-use platform::units::{DAY_MS, now_ms};
+use platform::units::{DAY_MS, HOUR_MS, now_ms};
 use platform::{AccountName, Db, DbTransaction};
 use serde_json::json;
 use sqlx::Row;
@@ -11,7 +11,6 @@ use sqlx::Row;
 use crate::BillingError;
 use crate::outbox::{DeliveryKind, NewDelivery, Outbox};
 use crate::rules::Nano;
-use crate::usage_hours::HOUR_MS;
 
 /// A transaction can be committed so long after the time that it bears.
 const LATE_MS: i64 = 5 * 60_000;

@@ -126,7 +126,11 @@ impl Prices {
     /// Reads all versions again: another server may have added some.
     pub async fn reload(&self) -> Result<(), BillingError> {
         let _reading = self.reading.lock().await;
-        let rows = sqlx::query("SELECT * FROM prices ORDER BY version").fetch_all(self.db.pool()).await?;
+        // Columns by name: a server of the version before must be able to read on when a migration adds one.
+        let rows = sqlx::query(
+            "SELECT version, account, model, input, cached_input, output, training, storage, starts_ms FROM prices ORDER BY version",
+        );
+        let rows = rows.fetch_all(self.db.pool()).await?;
         let price = |row: &DbRow| -> Result<Price, sqlx::Error> {
             Ok(Price {
                 version: row.try_get("version")?,

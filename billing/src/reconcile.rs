@@ -10,13 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use platform::DbTransaction;
-use platform::units::now_ms;
+use platform::units::{HOUR_MS, now_ms};
 use sqlx::Row;
 
 use crate::price::COST_SQL;
 use crate::rules::Nano;
 use crate::storage;
-use crate::usage_hours::HOUR_MS;
 use crate::{BillingError, Journal, Quantities};
 
 /// Most differences that are listed; all are counted.

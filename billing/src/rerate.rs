@@ -153,7 +153,8 @@ async fn page(
 ) -> Result<Page, BillingError> {
     let rates = prices.rates(asked.version).ok_or(BillingError::NoPrice(asked.version))?;
     let rows = sqlx::query(
-        "SELECT r.*, (SELECT COUNT(*) FROM corrections c WHERE c.request_id = r.id) AS corrections, \
+        "SELECT r.id, r.started_ms, r.finish, r.price_version, r.prompt_tokens, r.cached_tokens, r.completion_tokens, \
+         (SELECT COUNT(*) FROM corrections c WHERE c.request_id = r.id) AS corrections, \
          (SELECT c.price_version FROM corrections c WHERE c.request_id = r.id ORDER BY c.number DESC LIMIT 1) AS corrected \
          FROM requests r WHERE r.account = $1 AND r.finished_ms IS NOT NULL AND r.instance IS NOT NULL \
          AND (r.started_ms, r.id) > ($2, $3) AND r.started_ms < $4 AND ($5 IS NULL OR r.base = $5 OR r.adapter = $5) \

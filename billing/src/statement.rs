@@ -1,7 +1,7 @@
 //! Statements: what an account had at the start of a month, what came and went, and what it had at the end.
 //!
-//! A month is a month of UTC. A request belongs to the month in which it finished, and an hour of storage to that in which it was
-//! over, since that is when the ledger charges it. Amounts are the ledger's, quantities those of the rows; all of one statement is
+//! A month is a month of UTC. A request belongs to the month in which it finished, and an hour of storage to that in which it
+//! was over or caught up, since that is when the ledger charges it. Amounts are the ledger's, quantities those of the rows; all of one statement is
 //! read from one state of the database.
 
 use platform::units::{Month, now_ms};

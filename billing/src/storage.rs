@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use platform::units::HOUR_MS;
 use platform::{AccountName, DbTransaction};
 use sqlx::Row;
 
 use crate::ledger::{apply_in, lock_name};
 use crate::rules::{Command, Nano};
-use crate::usage_hours::HOUR_MS;
 use crate::{BillingError, Ledger, Price, Prices, Rates};
 
 /// Rows of one transaction.

@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 
+use super::amount;
 use super::table::Table;
-use crate::cli::{Prices, PricesAction, SetPrice};
+use crate::cli::{Prices, PricesAction, Rerate, SetPrice};
 use crate::client::{Client, ClientError};
 
 pub async fn run(prices: &Prices) -> Result<(), ClientError> {
@@ -22,6 +23,7 @@ pub async fn run(prices: &Prices) -> Result<(), ClientError> {
             let made = client.at(&set.ops_url).post("/admin/v1/prices", &body(set)).await?;
             print!("{}", table(&[made]));
         }
+        Some(PricesAction::Rerate(asked)) => rerate(&client.at(&asked.ops_url), asked).await?,
     }
     Ok(())
 }
@@ -36,6 +38,37 @@ fn body(set: &SetPrice) -> Value {
         "model": set.model,
         "account": set.account,
     })
+}
+
+async fn rerate(client: &Client, asked: &Rerate) -> Result<(), ClientError> {
+    let body = json!({
+        "version": asked.version,
+        "from": asked.from,
+        "to": asked.to,
+        "instead_of": asked.instead_of,
+        "account": asked.account,
+        "model": asked.model,
+        "apply": asked.apply,
+    });
+    let answer = client.post("/admin/v1/prices/rerate", &body).await?;
+    let rows = answer["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of differences".into()))?;
+    if rows.is_empty() {
+        println!("Nothing differs.");
+        return Ok(());
+    }
+    let mut table = Table::new(["account", "requests", "before", "after", "difference", "posted", "outcome"]);
+    for row in rows {
+        let text = |field: &str| row[field].as_str().unwrap_or("-").to_owned();
+        let [before, after, difference, posted] =
+            ["before", "after", "difference", "posted"].map(|field| amount::of(row, &format!("{field}_nano_usd")));
+        let requests = row["requests"].to_string();
+        table.push([text("account"), requests, before, after, difference, posted, text("outcome")]);
+    }
+    print!("{}", table.text());
+    if !asked.apply {
+        println!("Nothing was changed; --apply posts the differences.");
+    }
+    Ok(())
 }
 
 /// Dollars per million tokens; storage per GB-month.

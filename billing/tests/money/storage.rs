@@ -5,12 +5,11 @@ use billing::{
     Storage, Stored, reconcile,
 };
 use platform::testing::databases;
-use platform::units::{DAY_MS, Month, now_ms};
+use platform::units::{DAY_MS, HOUR_MS, Month, now_ms};
 use platform::{AccountName, Db};
 
 use crate::support::{Server, account, faults, prepaid};
 
-const HOUR_MS: i64 = 3_600_000;
 /// Its hour costs 4 nano-dollars at a cent per GB-month.
 const BYTES: u64 = 292_000;
 

@@ -2,11 +2,12 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{NewPrice, Rates};
+use billing::{NewPrice, Rates, RerateOutcome, Rerated, Rerating};
+use platform::AccountName;
 use serde_json::{Value, json};
 
 use super::super::account;
-use super::super::reply::JsonObject;
+use super::super::reply::{JsonObject, dollars};
 use super::{Operator, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -48,13 +49,7 @@ pub async fn add(
         None => None,
         Some(name) => Some(account_in_field(&platform, name).await?),
     };
-    let model = match fields.text("model")? {
-        Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {
-            let message = "model must be a base model's id or an adapter's account/name, without a version: prices hold for all of them";
-            return Err(ApiError::param("model", message));
-        }
-        model => model.map(str::to_owned),
-    };
+    let model = model_in_field(&fields)?;
     let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
     let rates = Rates { input, cached_input, output, training: rate("training")?, storage: rate("storage")? };
     let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
@@ -65,4 +60,78 @@ pub async fn add(
     platform.audit.add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail }).await;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
     Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
+}
+
+/// A base model's id or an adapter's `account/name`.
+fn model_in_field(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    match fields.text("model")? {
+        Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {
+            let message = "model must be a base model's id or an adapter's account/name, without a version: prices hold for all of them";
+            Err(ApiError::param("model", message))
+        }
+        model => Ok(model.map(str::to_owned)),
+    }
+}
+
+/// What finished requests would have cost at another version, by account; with `apply` the difference is posted. Accounts of which
+/// nothing differs are left out.
+pub async fn rerate(
+    platform: web::Data<Platform>,
+    Operator(caller): Operator,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    let fields = Fields::new(&json);
+    let missing = |name: &'static str| ApiError::param(name, format!("{name} is missing"));
+    let seconds = |name: &'static str| fields.integer(name, 0..=i64::from(u32::MAX))?.ok_or_else(|| missing(name));
+    let asked = Rerating {
+        version: fields.integer("version", 1..=i64::MAX)?.ok_or_else(|| missing("version"))?,
+        from_ms: seconds("from")? * 1000,
+        to_ms: seconds("to")? * 1000,
+        model: model_in_field(&fields)?,
+        instead_of: fields.integer("instead_of", 1..=i64::MAX)?,
+    };
+    if asked.to_ms <= asked.from_ms {
+        return Err(ApiError::param("to", "to must be after from"));
+    }
+    let accounts = match fields.text("account")? {
+        Some(name) => vec![account_in_field(&platform, name).await?],
+        None => platform.accounts.names().await?,
+    };
+    let apply = fields.flag("apply")?;
+    let mut data = Vec::new();
+    for account in accounts {
+        if apply {
+            // What this server has set aside and does not need can pay for it.
+            platform.wallets.give_back(&account).await?;
+        }
+        let rerated = platform.ledger.rerate(&platform.prices, &account, &asked, apply).await?;
+        if rerated.outcome == RerateOutcome::Unchanged {
+            continue;
+        }
+        let shown = rerated_row(&account, &rerated);
+        if apply {
+            let (subject, detail) = (asked.version.to_string(), shown.clone());
+            let change = Change { account: &account, action: "price.rerated", subject: &subject, detail };
+            platform.audit.add(&caller, &change).await;
+        }
+        data.push(shown);
+    }
+    Ok(HttpResponse::Ok().json(json!({
+        "object": "list", "version": asked.version, "applied": apply, "data": data, "has_more": false,
+    })))
+}
+
+fn rerated_row(account: &AccountName, rerated: &Rerated) -> Value {
+    let Rerated { requests, before, after, posted, outcome } = *rerated;
+    json!({
+        "object": "price.rerating",
+        "account": account,
+        "requests": requests,
+        "before_nano_usd": before,
+        "after_nano_usd": after,
+        "difference": dollars(after - before),
+        "difference_nano_usd": after - before,
+        "posted_nano_usd": posted,
+        "outcome": outcome.name(),
+    })
 }
