@@ -331,7 +331,7 @@ mod tests {
             let known = price(version, account, model, 0);
             Price { rates: Rates { training, storage, ..known.rates }, ..known }
         };
-        let known = vec![
+        let known = [
             rated(1, None, None, Some(5), Some(5)),
             rated(2, None, Some("base"), Some(7), None),
             rated(3, Some("acme"), None, None, None),

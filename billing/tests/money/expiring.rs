@@ -213,7 +213,7 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
         let reserve = Command::Reserve { reservation: "r".into(), amount: 12 };
         ledger.apply("1", &account, &reserve, None, "server").await.unwrap().unwrap();
         assert_eq!(ledger.accounts_with_expired(999).await.unwrap(), []);
-        assert_eq!(ledger.accounts_with_expired(1_000).await.unwrap(), [account.clone()]);
+        assert_eq!(ledger.accounts_with_expired(1_000).await.unwrap(), std::slice::from_ref(&account));
         let mut taken = Vec::new();
         for expired in
             futures::future::join_all([&ledger, &other, &ledger].map(|l| l.expire_due(&account, 1_000))).await
