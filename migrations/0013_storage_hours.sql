@@ -17,3 +17,4 @@ CREATE TABLE storage_hours (
 );
 
 CREATE INDEX storage_hours_by_account ON storage_hours (account, hour);
+CREATE INDEX storage_hours_by_hour ON storage_hours (hour);

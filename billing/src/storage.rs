@@ -59,6 +59,14 @@ impl Storage {
         self.prices.all().iter().any(|price| price.rates.storage.is_some())
     }
 
+    /// The last hour (since the Unix epoch) of which something was charged. Hours are charged in their order, so those before it are
+    /// done.
+    pub async fn last_hour(&self) -> Result<Option<i64>, BillingError> {
+        let last =
+            sqlx::query("SELECT MAX(hour) AS last FROM storage_hours").fetch_one(self.ledger.db().pool()).await?;
+        Ok(last.try_get("last")?)
+    }
+
     /// What of this account's adapters has a price in an hour (since the Unix epoch) and no row yet.
     pub async fn due(&self, hour: i64, stored: &[Stored]) -> Result<Vec<DueStorage>, BillingError> {
         let priced = |stored: &Stored| {

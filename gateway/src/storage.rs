@@ -19,18 +19,29 @@ pub fn run(platform: &Arc<Platform>) {
 }
 
 async fn follow(platform: Weak<Platform>) {
-    let mut next_hour = now_ms() / HOUR_MS - CATCH_UP_HOURS;
+    let mut next_hour = None;
     while let Some(platform) = platform.upgrade() {
-        while next_hour < now_ms() / HOUR_MS {
-            if let Err(error) = charge(&platform, next_hour).await {
-                tracing::warn!(%error, hour = next_hour, "storage could not be charged; trying again");
-                break;
-            }
-            next_hour += 1;
+        if let Err(error) = look(&platform, &mut next_hour).await {
+            tracing::warn!(%error, hour = next_hour, "storage could not be charged; trying again");
         }
         drop(platform);
         tokio::time::sleep(EVERY).await;
     }
+}
+
+/// Charges the hours that are over, in their order. `next_hour` (since the Unix epoch) is the first that this server has not done.
+async fn look(platform: &Platform, next_hour: &mut Option<i64>) -> Result<(), ApiError> {
+    let this_hour = now_ms() / HOUR_MS;
+    let first = match *next_hour {
+        Some(hour) => hour,
+        // Of the last one, a server that died may have charged a part.
+        None => platform.storage.last_hour().await?.unwrap_or(0).max(this_hour - CATCH_UP_HOURS),
+    };
+    for hour in first..this_hour {
+        charge(platform, hour).await?;
+        *next_hour = Some(hour + 1);
+    }
+    Ok(())
 }
 
 /// Charges an hour that is over, for what was stored from its beginning on and still is.

@@ -51,6 +51,7 @@ async fn an_hour_is_charged_once_however_many_servers_ask_and_whatever_their_com
         priced(&prices, Some("mini"), None).await;
         priced(&prices, Some("acme/free"), Some(0)).await;
         assert_eq!(charge(&plain, hour - 1, &all).await, 0, "prices do not reach back");
+        assert_eq!(plain.last_hour().await.unwrap(), None);
         let broken = faults([Some(Fault::Fails), Some(Fault::Loses), Some(Fault::Loses)]);
         let failing = Storage::new(Ledger::with_faults(db.clone(), broken), prices.clone());
         for hour in [hour, hour + 1] {
@@ -66,6 +67,7 @@ async fn an_hour_is_charged_once_however_many_servers_ask_and_whatever_their_com
             2,
             "the other hour is written already"
         );
+        assert_eq!(plain.last_hour().await.unwrap(), Some(hour + 1));
         let ledger = Ledger::new(db.clone());
         assert_eq!(ledger.balance(&acme).await.unwrap().available, -2 * (4 + 8));
         let ids: Vec<String> = ledger.list(&acme, None, 9).await.unwrap().into_iter().map(|row| row.id).collect();
