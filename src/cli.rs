@@ -174,8 +174,45 @@ pub struct Prices {
 pub enum PricesAction {
     /// Prices that concern this account (the default)
     List,
-    /// Set a price from now on, in dollars per million tokens; for the operator
+    /// Set a price from now on, in dollars per million tokens, storage per GB-month; for the operator
     Set(SetPrice),
+    /// Show what finished requests would have cost at another version, and with --apply post the difference; for the operator
+    Rerate(Rerate),
+}
+
+#[derive(Debug, Args)]
+pub struct Rerate {
+    /// Requests that started from here on: a day, or a time such as 2026-11-26T12:00:00Z (UTC)
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::unix_seconds)]
+    pub from: i64,
+
+    /// And before this
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::unix_seconds)]
+    pub to: i64,
+
+    /// Price version that should have held
+    #[arg(long, value_name = "VERSION")]
+    pub version: i64,
+
+    /// Only requests that have this version by now
+    #[arg(long, value_name = "VERSION")]
+    pub instead_of: Option<i64>,
+
+    /// Only this account's
+    #[arg(long, value_name = "NAME")]
+    pub account: Option<String>,
+
+    /// Only those of a base model, or of an adapter as account/name
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// Post the differences as corrections; without it nothing changes
+    #[arg(long)]
+    pub apply: bool,
+
+    /// The operators' listener
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    pub ops_url: String,
 }
 
 #[derive(Debug, Args)]
@@ -191,6 +228,14 @@ pub struct SetPrice {
     /// Generated tokens
     #[arg(long, value_name = "USD")]
     pub output: f64,
+
+    /// Tokens that an adapter is trained on [default: what a wider price says]
+    #[arg(long, value_name = "USD")]
+    pub training: Option<f64>,
+
+    /// Stored adapters, per GB-month (10^9 bytes for 730 hours) [default: what a wider price says]
+    #[arg(long, value_name = "USD")]
+    pub storage: Option<f64>,
 
     /// Base model, or adapter as account/name [default: all]
     #[arg(long, value_name = "MODEL")]
@@ -409,6 +454,10 @@ pub struct ChangeCredit {
     /// What is said of it on the statement
     #[arg(long, value_name = "TEXT")]
     pub memo: Option<String>,
+
+    /// When what is left of a grant expires: the start of a day, or a time such as 2026-11-26T12:00:00Z (UTC) [default: never]
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::unix_seconds)]
+    pub expires_at: Option<i64>,
 }
 
 /// Which database a command works on, named as `serve` names it.

@@ -17,3 +17,9 @@ pub mod statements;
 pub mod table;
 pub mod usage;
 pub mod webhooks;
+
+/// A time as one types it, in Unix seconds: `2026-11-26` (its start) or `2026-11-26T12:00:00Z`, UTC.
+pub fn unix_seconds(text: &str) -> Result<i64, String> {
+    let ms = platform::units::ms_of(text);
+    ms.map(|ms| ms / 1000).ok_or_else(|| "a time is a day such as 2026-11-26, or 2026-11-26T12:00:00Z".into())
+}

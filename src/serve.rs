@@ -109,6 +109,8 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     gateway::run_outbox(&platform);
     let keep_deliveries = Duration::from_secs(u64::from(config.keep_deliveries_days) * 86_400);
     gateway::run_purge(&platform, db.clone(), keep_deliveries);
+    gateway::run_expiry(&platform);
+    gateway::run_storage(&platform);
     let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
@@ -290,6 +292,7 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
         engine,
         models,
         store,
+        storage: billing::Storage::new(ledger.clone(), prices.clone()),
         prices,
         wallets: Wallets::new(ledger.clone(), journal.clone(), caps.clone()),
         limits: caps,

@@ -29,4 +29,4 @@ pub use images::Staged;
 pub use reference::{AdapterRef, DEFAULT_ALIAS, Selector, check_alias};
 pub use store::{AdapterStore, Base, Canary, Checked, Report, Upload};
 pub use upload::{FILES, UPLOAD_BYTES, UploadFile, unpack};
-pub use versions::{Alias, Version};
+pub use versions::{Alias, StoredAdapter, Version};

@@ -20,6 +20,16 @@ pub struct Version {
     pub created_ms: i64,
 }
 
+/// What an adapter takes up, all its versions together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAdapter {
+    pub account: AccountName,
+    pub name: AdapterName,
+    pub base: String,
+    /// Of the files as they were uploaded.
+    pub bytes: u64,
+}
+
 /// An alias and the version that it leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
@@ -86,6 +96,25 @@ impl AdapterStore {
             return Err(missing(account, name));
         }
         rows.iter().map(version_of).collect()
+    }
+
+    /// What is stored now and was before `since_ms` (milliseconds since the Unix epoch), by account and adapter.
+    pub async fn stored_since(&self, since_ms: i64) -> Result<Vec<StoredAdapter>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT v.account, v.name, a.base, CAST(SUM(v.bytes) AS BIGINT) AS bytes \
+             FROM adapter_versions v JOIN adapters a ON a.account = v.account AND a.name = v.name \
+             WHERE v.created_ms <= $1 GROUP BY v.account, v.name, a.base ORDER BY v.account, v.name",
+        );
+        let rows = rows.bind(since_ms).fetch_all(self.db.pool()).await?;
+        let stored = |row: &DbRow| {
+            Ok(StoredAdapter {
+                account: row.try_get::<String, _>("account")?.parse().map_err(|_| odd("account"))?,
+                name: row.try_get::<String, _>("name")?.parse().map_err(|_| odd("name"))?,
+                base: row.try_get("base")?,
+                bytes: u64::try_from(row.try_get::<i64, _>("bytes")?).map_err(|_| odd("bytes"))?,
+            })
+        };
+        rows.iter().map(stored).collect()
     }
 
     /// Whether the adapter was there and its owner has deleted it.

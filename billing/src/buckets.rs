@@ -1,10 +1,13 @@
 //! Usage over time: what started in each minute, hour or day, grouped and filtered.
 
+use platform::units::HOUR_MS;
 use platform::{AccountName, DbRow};
 use sqlx::Row;
 
 use crate::price::COST_SQL;
 use crate::rules::Nano;
+use crate::storage;
+use crate::usage_hours::hours;
 use crate::{BillingError, Journal, Quantities};
 
 /// What buckets can be divided by.
@@ -61,6 +64,37 @@ impl Journal {
         }
         let rows = query.fetch_all(self.db().pool()).await?;
         rows.iter().map(|row| row_of(row, asked.by.len())).collect()
+    }
+
+    /// As [`buckets`](Self::buckets), with the cost of storage: in the bucket in which its hour began, under the model
+    /// `account/name, storage` and no key. Buckets are whole hours.
+    pub async fn costs(&self, account: &AccountName, asked: &Buckets) -> Result<Vec<BucketRow>, BillingError> {
+        let mut rows = self.buckets(account, asked).await?;
+        let bucket = format!("CAST(s.hour / {} AS TEXT)", asked.width_ms / HOUR_MS);
+        let hours = hours(asked.from_ms, asked.to_ms);
+        let stored = storage::sums(self.db().pool(), Some(account), hours, &[&bucket, "s.adapter"]).await?;
+        for (values, sum) in stored {
+            let (bucket, item) = (values[0].parse().unwrap_or(0), format!("{}, storage", values[1]));
+            let passes =
+                |(dimension, names): &(Dimension, Vec<String>)| *dimension == Dimension::Model && names.contains(&item);
+            if !asked.only.iter().all(passes) {
+                continue;
+            }
+            let named = |dimension: &Dimension| (*dimension == Dimension::Model).then(|| item.clone());
+            let group: Vec<Option<String>> = asked.by.iter().map(named).collect();
+            match rows.iter_mut().find(|row| row.bucket == bucket && row.group == group) {
+                Some(row) => row.cost_nano_usd += sum.cost_nano_usd,
+                None => rows.push(BucketRow {
+                    bucket,
+                    group,
+                    requests: 0,
+                    quantities: Quantities::default(),
+                    cost_nano_usd: sum.cost_nano_usd,
+                }),
+            }
+        }
+        rows.sort_by(|a, b| (a.bucket, &a.group).cmp(&(b.bucket, &b.group)));
+        Ok(rows)
     }
 }
 

@@ -1,9 +1,9 @@
 //! Revenue by the hour, for Stripe: each closed hour of an account that is tied to a customer there becomes a delivery.
 //!
-//! An hour's revenue is what the ledger settled in it. What of it was put into the outbox is kept, so that an hour that grew later
+//! An hour's revenue is what the ledger settled in it, and what it charged for storage. What of it was put into the outbox is kept, so that an hour that grew later
 //! is completed by its difference and nothing is put twice. Only grows: refunds are the operator's to make at Stripe.
 
-use platform::units::{DAY_MS, now_ms};
+use platform::units::{DAY_MS, HOUR_MS, now_ms};
 use platform::{AccountName, Db, DbTransaction};
 use serde_json::json;
 use sqlx::Row;
@@ -11,7 +11,6 @@ use sqlx::Row;
 use crate::BillingError;
 use crate::outbox::{DeliveryKind, NewDelivery, Outbox};
 use crate::rules::Nano;
-use crate::usage_hours::HOUR_MS;
 
 /// A transaction can be committed so long after the time that it bears.
 const LATE_MS: i64 = 5 * 60_000;
@@ -153,7 +152,7 @@ async fn grown(transaction: &mut DbTransaction, until_ms: i64) -> Result<Vec<Gro
          (SELECT COUNT(*) FROM stripe_exports x WHERE x.account = r.account AND x.hour = r.hour) AS revisions \
          FROM (SELECT t.account, a.stripe_customer AS customer, t.created_ms / {HOUR_MS} AS hour, \
          CAST(SUM(e.amount) AS BIGINT) AS revenue FROM accounts a \
-         JOIN ledger_transactions t ON t.account = a.name AND t.kind = 'settle' \
+         JOIN ledger_transactions t ON t.account = a.name AND t.kind IN ('settle', 'charge') \
          JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'revenue' \
          WHERE a.stripe_customer IS NOT NULL AND t.created_ms >= a.stripe_from_ms AND t.created_ms >= $1 AND t.created_ms < $2 \
          GROUP BY t.account, a.stripe_customer, t.created_ms / {HOUR_MS}) r ORDER BY r.account, r.hour"

@@ -6,9 +6,9 @@ use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, DbTransaction};
 use sqlx::Row;
 
-use crate::BillingError;
 use crate::faults::Faults;
 use crate::rules::{Book, Command, Credit, Nano, Refusal, Reservation, Standing, decide};
+use crate::{BillingError, expiring};
 
 /// What became of a command: done, or refused by a rule. A repeat of its id gets the same.
 pub type Outcome = Result<(), Refusal>;
@@ -84,6 +84,10 @@ impl Ledger {
 
     pub(crate) const fn db(&self) -> &Db {
         &self.db
+    }
+
+    pub(crate) async fn commit(&self, transaction: DbTransaction) -> Result<(), BillingError> {
+        Ok(self.faults.commit(transaction.commit()).await?)
     }
 
     pub async fn balance(&self, account: &AccountName) -> Result<Balance, BillingError> {
@@ -178,6 +182,11 @@ pub(crate) async fn posted_in(transaction: &mut DbTransaction, account: &Account
     Ok(row.try_get("posted")?)
 }
 
+/// What the account can still reserve, as the transaction sees it.
+pub(crate) async fn available_in(transaction: &mut DbTransaction, account: &AccountName) -> Result<Nano, BillingError> {
+    Ok(standing(transaction, account, None).await?.available)
+}
+
 /// What a transaction names that decides on an account's balance: such run one after the other.
 pub(crate) fn lock_name(account: &AccountName) -> String {
     format!("ledger {account}")
@@ -232,6 +241,9 @@ pub(crate) async fn apply_in(
             .bind(amount)
             .execute(&mut **transaction)
             .await?;
+    }
+    if command.raises() {
+        expiring::count(transaction, account, command.amount()).await?;
     }
     let done = project(transaction, account, command, &standing, &entries, instance).await?;
     Ok(done.then_some(Ok(())))

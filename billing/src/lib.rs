@@ -5,6 +5,7 @@
 
 mod books;
 mod buckets;
+mod expiring;
 mod exports;
 mod faults;
 mod journal;
@@ -14,8 +15,10 @@ mod outbox;
 mod price;
 mod purge;
 mod reconcile;
+mod rerate;
 mod rules;
 mod statement;
+mod storage;
 #[cfg(test)]
 mod testing;
 mod usage;
@@ -26,6 +29,7 @@ mod writer;
 
 pub use books::Books;
 pub use buckets::{BucketRow, Buckets, Dimension};
+pub use expiring::{Expired, ExpiringCredit};
 pub use exports::{Customer, Exports, closed_until_ms};
 #[doc(hidden)]
 pub use faults::{Fault, Faults};
@@ -33,11 +37,13 @@ pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, nobody_li
 pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
-pub use price::{HIGHEST, NewPrice, Price, Prices, Rates};
+pub use price::{GB, HIGHEST, MONTH_HOURS, NewPrice, Price, Prices, Rates};
 pub use purge::{Purge, Purged};
 pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
+pub use rerate::{RerateOutcome, Rerated, Rerating};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
-pub use statement::{ChargeLine, CreditLine, Statement};
+pub use statement::{ChargeLine, CorrectionLine, CreditLine, Statement, StorageLine};
+pub use storage::{DueStorage, Storage, StorageSum, Stored};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 pub use webhooks::{Webhook, Webhooks};
@@ -50,8 +56,10 @@ pub enum BillingError {
     Missing(platform::RequestId),
     #[error("a price cannot start in the past: what was used has its price already")]
     PriceInThePast,
-    #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens")]
+    #[error("a price is from 0 to {HIGHEST} nano-dollars per million tokens or GB-month")]
     PriceRange,
+    #[error("there is no price version {0}")]
+    NoPrice(i64),
     #[error("there is no account {0}")]
     NoAccount(String),
     #[error("account {0} owes {1} nano-dollars; top it up before it becomes prepaid")]

@@ -6,13 +6,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use platform::units::{DAY_MS, Month, now_ms};
+use platform::units::{DAY_MS, HOUR_MS, Month, now_ms};
 use platform::{AccountName, Db, DbRow, RequestId, changes};
 use sqlx::Row;
 
 use crate::BillingError;
 use crate::rules::{LARGEST, Nano};
-use crate::usage_hours::HOUR_MS;
 
 /// Most limits of one account.
 const MOST: usize = 100;

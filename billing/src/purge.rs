@@ -1,13 +1,13 @@
 //! Removes what nobody needs any more: deliveries that arrived long ago, and the sums of servers that are long gone, which become
 //! sums of no server. What was counted and charged stays, and so does what has not arrived.
 
-use platform::units::now_ms;
+use platform::units::{HOUR_MS, now_ms};
 use platform::{AccountName, Db};
 use sqlx::Row;
 
 use crate::journal::account_of;
 use crate::limits::{Period, lock_name};
-use crate::usage_hours::{HOUR_MS, UsageHours};
+use crate::usage_hours::UsageHours;
 use crate::{BillingError, LimitKind};
 
 /// Deliveries of one transaction.

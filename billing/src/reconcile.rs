@@ -1,7 +1,7 @@
 //! The reconciler: what is written in several places must say the same.
 //!
 //! It compares, for every account, model and hour, the rows of requests with the sums of usage, and for every account the costs of
-//! the rows with the ledger's revenue, the ledger's books with the balances and reservations that follow from them, and what this
+//! the rows, of storage as of requests, with the ledger's revenue, corrections with its adjustments, the ledger's books with the balances and reservations that follow from them, and what this
 //! server's engines have counted with what it has settled. Requests that settle while it looks are no difference: all is read in
 //! one snapshot.
 
@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use platform::DbTransaction;
-use platform::units::now_ms;
+use platform::units::{HOUR_MS, now_ms};
 use sqlx::Row;
 
 use crate::price::COST_SQL;
 use crate::rules::Nano;
-use crate::usage_hours::HOUR_MS;
+use crate::storage;
 use crate::{BillingError, Journal, Quantities};
 
 /// Most differences that are listed; all are counted.
@@ -111,6 +111,8 @@ pub async fn reconcile(
     let hour = since_ms.div_euclid(HOUR_MS);
     usage_and_requests(&mut snapshot, hour, &mut found).await?;
     requests_and_ledger(&mut snapshot, hour * HOUR_MS, &mut found).await?;
+    storage_and_ledger(&mut snapshot, hour, &mut found).await?;
+    corrections_and_ledger(&mut snapshot, hour * HOUR_MS, &mut found).await?;
     books(&mut snapshot, &mut found).await?;
     snapshot.rollback().await?;
     if let Some((engine, usage)) = counted {
@@ -238,6 +240,47 @@ async fn requests_and_ledger(
     let [requests] = sums(snapshot, requests, since_ms, ["cost"]).await?;
     let [ledger] = sums(snapshot, ledger.to_owned(), since_ms, ["cost"]).await?;
     found.compare_all("requests = ledger, cost", &requests, &ledger);
+    Ok(())
+}
+
+/// Each hour of storage and the ledger's transaction that charges it.
+async fn storage_and_ledger(
+    snapshot: &mut DbTransaction,
+    hour: i64,
+    found: &mut Reconciliation,
+) -> Result<(), BillingError> {
+    let rows = storage::sums(&mut **snapshot, None, (hour, i64::MAX), &["s.account"]).await?;
+    let rows = rows.into_iter().map(|(account, sum)| (account.concat(), sum.cost_nano_usd)).collect();
+    let ledger = "SELECT t.account AS subject, CAST(SUM(e.amount) AS BIGINT) AS cost FROM storage_hours s \
+         JOIN ledger_transactions t ON t.id = s.id JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'revenue' \
+         WHERE s.hour >= $1 GROUP BY t.account";
+    let [ledger] = sums(snapshot, ledger.to_owned(), hour, ["cost"]).await?;
+    found.compare_all("storage = ledger, cost", &rows, &ledger);
+    let orphans = "SELECT t.account AS subject, COUNT(*) AS charges FROM ledger_transactions t \
+         LEFT JOIN storage_hours s ON s.id = t.id WHERE t.kind = 'charge' AND t.created_ms >= $1 AND s.id IS NULL GROUP BY t.account";
+    let [orphans] = sums(snapshot, orphans.to_owned(), hour * HOUR_MS, ["charges"]).await?;
+    found.compare_all("every charge of storage has its row", &orphans, &BTreeMap::new());
+    Ok(())
+}
+
+/// What requests that were rated again cost more or less, and the adjustments that were posted for it.
+async fn corrections_and_ledger(
+    snapshot: &mut DbTransaction,
+    since_ms: i64,
+    found: &mut Reconciliation,
+) -> Result<(), BillingError> {
+    let before = COST_SQL.replace("p.", "q.");
+    let corrections = format!(
+        "SELECT account AS subject, CAST(SUM(cost) AS BIGINT) AS cost FROM (SELECT c.account, ({COST_SQL}) - ({before}) AS cost \
+         FROM corrections c JOIN requests r ON r.id = c.request_id JOIN prices p ON p.version = c.price_version \
+         LEFT JOIN prices q ON q.version = c.from_version WHERE c.created_ms >= $1) AS corrected GROUP BY account"
+    );
+    let ledger = "SELECT t.account AS subject, CAST(SUM(e.amount) AS BIGINT) AS cost FROM \
+         (SELECT DISTINCT transaction_id FROM corrections WHERE created_ms >= $1) c JOIN ledger_transactions t ON t.id = c.transaction_id \
+         JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'adjustment' GROUP BY t.account";
+    let [corrections] = sums(snapshot, corrections, since_ms, ["cost"]).await?;
+    let [ledger] = sums(snapshot, ledger.to_owned(), since_ms, ["cost"]).await?;
+    found.compare_all("corrections = ledger, cost", &corrections, &ledger);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ pub enum Book {
     Available,
     /// What is reserved.
     Held,
-    /// What it has paid for its requests.
+    /// What it has paid for its requests and its storage.
     Revenue,
     /// Where its credit came from.
     Funding,
@@ -79,6 +79,8 @@ pub enum Command {
     Refund { amount: Nano },
     /// A correction in either direction.
     Adjust { amount: Nano },
+    /// Takes what was used without a reservation: storage.
+    Charge { amount: Nano },
 }
 
 impl Command {
@@ -93,6 +95,16 @@ impl Command {
             Self::Expire { .. } => "expire",
             Self::Refund { .. } => "refund",
             Self::Adjust { .. } => "adjust",
+            Self::Charge { .. } => "charge",
+        }
+    }
+
+    /// Whether it gives the account more than it had, reserved or not.
+    pub const fn raises(&self) -> bool {
+        match self {
+            Self::Grant { .. } | Self::TopUp { .. } | Self::Refund { .. } => true,
+            Self::Adjust { amount } => *amount > 0,
+            _ => false,
         }
     }
 
@@ -116,7 +128,8 @@ impl Command {
             | Self::Settle { amount, .. }
             | Self::Expire { amount }
             | Self::Refund { amount }
-            | Self::Adjust { amount } => *amount,
+            | Self::Adjust { amount }
+            | Self::Charge { amount } => *amount,
             Self::Void { .. } => 0,
         }
     }
@@ -249,6 +262,7 @@ pub fn decide(standing: &Standing, command: &Command) -> Result<Entries, Refusal
             Some(1..=LARGEST) => moved(*amount, Adjustment, Available),
             _ => return Err(Refusal::BadAmount),
         },
+        Command::Charge { amount } => moved(spendable(positive(*amount)?)?, Available, Revenue),
     };
     let available: Nano = entries.iter().filter(|(book, _)| *book == Available).map(|(_, amount)| amount).sum();
     match standing.available.checked_add(available) {
@@ -374,6 +388,15 @@ mod tests {
             ),
             ("as far as there is credit", poor, Command::Adjust { amount: -11 }, Err(Refusal::InsufficientCredit)),
             ("or none is needed", unlimited, Command::Adjust { amount: -15 }, Ok([(Adjustment, 15), (Available, -15)])),
+            (
+                "storage takes what is not reserved",
+                open,
+                Command::Charge { amount: 10 },
+                Ok([(Available, -10), (Revenue, 10)]),
+            ),
+            ("and never more", open, Command::Charge { amount: 11 }, Err(Refusal::InsufficientCredit)),
+            ("or is owed", unlimited, Command::Charge { amount: 11 }, Ok([(Available, -11), (Revenue, 11)])),
+            ("nothing is no charge", poor, Command::Charge { amount: 0 }, Err(Refusal::BadAmount)),
             ("but somewhere", poor, Command::Adjust { amount: 0 }, Err(Refusal::BadAmount)),
             ("and not too far", poor, Command::Adjust { amount: i64::MIN }, Err(Refusal::BadAmount)),
         ];

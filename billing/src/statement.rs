@@ -1,7 +1,8 @@
 //! Statements: what an account had at the start of a month, what came and went, and what it had at the end.
 //!
-//! A month is a month of UTC. A request belongs to the month in which it finished, since that is when the ledger charges it. Amounts
-//! are the ledger's, quantities those of the requests' rows; all of one statement is read from one state of the database.
+//! A month is a month of UTC. A request belongs to the month in which it finished, and an hour of storage to that in which it
+//! was over or caught up, since that is when the ledger charges it. Amounts are the ledger's, quantities those of the rows; all of one statement is
+//! read from one state of the database.
 
 use platform::units::{Month, now_ms};
 use platform::{AccountName, DbRow, DbTransaction};
@@ -17,9 +18,12 @@ const CREDIT_LINES: u32 = 10_000;
 const FINAL_AFTER_MS: i64 = 5 * 60_000;
 
 /// What a ledger's transaction `t` does to what the account has.
-const EFFECT_SQL: &str = "CASE WHEN t.kind IN ('expire', 'settle') THEN -t.amount ELSE t.amount END";
+const EFFECT_SQL: &str = "CASE WHEN t.kind IN ('expire', 'settle', 'charge') THEN -t.amount ELSE t.amount END";
 /// The others move what the account has between what is reserved and what is not.
-const LISTED_SQL: &str = "t.outcome = 'done' AND t.kind IN ('grant', 'top_up', 'refund', 'expire', 'adjust', 'settle')";
+const LISTED_SQL: &str =
+    "t.outcome = 'done' AND t.kind IN ('grant', 'top_up', 'refund', 'expire', 'adjust', 'settle', 'charge')";
+/// Corrections of requests that were rated again: the id is the ledger's own.
+const RERATED_SQL: &str = "t.kind = 'adjust' AND t.id LIKE 'rerate %'";
 
 /// One month of an account. `opening` + the amounts of all lines = `closing`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +34,8 @@ pub struct Statement {
     pub opening: Nano,
     pub credits: Vec<CreditLine>,
     pub charges: Vec<ChargeLine>,
+    pub storage: Vec<StorageLine>,
+    pub corrections: Vec<CorrectionLine>,
     pub closing: Nano,
 }
 
@@ -58,6 +64,29 @@ pub struct ChargeLine {
     pub amount: Nano,
 }
 
+/// Storage of one adapter at one price version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StorageLine {
+    pub adapter: String,
+    pub price_version: i64,
+    /// Charged or not.
+    pub hours: i64,
+    pub byte_hours: u64,
+    /// Of these, what the account's credit did not suffice for: it is free.
+    pub uncharged_byte_hours: u64,
+    /// What it did to the balance: never over 0.
+    pub amount: Nano,
+}
+
+/// Requests that were rated again at one price version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorrectionLine {
+    pub price_version: i64,
+    pub requests: i64,
+    /// What it did to the balance: below 0 where they got more expensive.
+    pub amount: Nano,
+}
+
 impl Ledger {
     /// Months in which something happened, oldest first. Looks from one month to the next, so that it costs by months and not by
     /// transactions.
@@ -83,7 +112,9 @@ impl Ledger {
         let opening = closing - moved(&mut transaction, account, from, to).await?;
         let credits = credits(&mut transaction, account, month).await?;
         let charges = charges(&mut transaction, account, from, to).await?;
-        Ok(Statement { month, is_final, opening, credits, charges, closing })
+        let storage = storage(&mut transaction, account, month).await?;
+        let corrections = corrections(&mut transaction, account, month).await?;
+        Ok(Statement { month, is_final, opening, credits, charges, storage, corrections, closing })
     }
 }
 
@@ -134,7 +165,8 @@ async fn credits(
 ) -> Result<Vec<CreditLine>, BillingError> {
     let sql = format!(
         "SELECT t.id, t.kind, t.memo, t.created_ms, {EFFECT_SQL} AS effect FROM ledger_transactions t \
-         WHERE t.account = $1 AND t.created_ms >= $2 AND t.created_ms < $3 AND t.kind <> 'settle' AND {LISTED_SQL} \
+         WHERE t.account = $1 AND t.created_ms >= $2 AND t.created_ms < $3 AND t.kind NOT IN ('settle', 'charge') \
+         AND NOT ({RERATED_SQL}) AND {LISTED_SQL} \
          ORDER BY t.created_ms, t.id LIMIT $4"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -200,6 +232,73 @@ async fn charges(
     Ok(lines)
 }
 
+async fn storage(
+    transaction: &mut DbTransaction,
+    account: &AccountName,
+    month: Month,
+) -> Result<Vec<StorageLine>, BillingError> {
+    let sum = |of: &str| format!("CAST(SUM({of}) AS BIGINT)");
+    let sql = format!(
+        "SELECT s.adapter, s.price_version, COUNT(*) AS hours, {} AS byte_hours, {} AS uncharged, {} AS charged \
+         FROM ledger_transactions t JOIN storage_hours s ON s.id = t.id \
+         WHERE t.account = $1 AND t.kind = 'charge' AND t.created_ms >= $2 AND t.created_ms < $3 \
+         GROUP BY s.adapter, s.price_version",
+        sum("s.byte_hours"),
+        sum("CASE WHEN t.outcome = 'done' THEN 0 ELSE s.byte_hours END"),
+        sum("CASE WHEN t.outcome = 'done' THEN t.amount ELSE 0 END"),
+    );
+    let line = |row: &DbRow| -> Result<StorageLine, sqlx::Error> {
+        let count = |column: &str| row.try_get::<i64, _>(column).map(|count| u64::try_from(count).unwrap_or(0));
+        Ok(StorageLine {
+            adapter: row.try_get("adapter")?,
+            price_version: row.try_get("price_version")?,
+            hours: row.try_get("hours")?,
+            byte_hours: count("byte_hours")?,
+            uncharged_byte_hours: count("uncharged")?,
+            amount: -row.try_get::<Nano, _>("charged")?,
+        })
+    };
+    let mut lines = lines_of(transaction, sql, account, month, line).await?;
+    lines.sort_by(|a, b| (&a.adapter, a.price_version).cmp(&(&b.adapter, b.price_version)));
+    Ok(lines)
+}
+
+async fn corrections(
+    transaction: &mut DbTransaction,
+    account: &AccountName,
+    month: Month,
+) -> Result<Vec<CorrectionLine>, BillingError> {
+    let sql = format!(
+        "SELECT version, CAST(SUM(requests) AS BIGINT) AS requests, CAST(SUM(effect) AS BIGINT) AS effect FROM \
+         (SELECT {EFFECT_SQL} AS effect, (SELECT MIN(c.price_version) FROM corrections c WHERE c.transaction_id = t.id) AS version, \
+         (SELECT COUNT(*) FROM corrections c WHERE c.transaction_id = t.id) AS requests FROM ledger_transactions t \
+         WHERE t.account = $1 AND t.created_ms >= $2 AND t.created_ms < $3 AND {RERATED_SQL} AND {LISTED_SQL}) AS corrected \
+         GROUP BY version ORDER BY version"
+    );
+    let line = |row: &DbRow| -> Result<CorrectionLine, sqlx::Error> {
+        Ok(CorrectionLine {
+            price_version: row.try_get("version")?,
+            requests: row.try_get("requests")?,
+            amount: row.try_get("effect")?,
+        })
+    };
+    lines_of(transaction, sql, account, month, line).await
+}
+
+/// The rows of a query whose parameters are the account and the month's first and last millisecond.
+async fn lines_of<T>(
+    transaction: &mut DbTransaction,
+    sql: String,
+    account: &AccountName,
+    month: Month,
+    line: impl Fn(&DbRow) -> Result<T, sqlx::Error>,
+) -> Result<Vec<T>, BillingError> {
+    let query =
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str()).bind(month.start_ms()).bind(month.end_ms());
+    let rows = query.fetch_all(&mut **transaction).await?;
+    rows.iter().map(|row| line(row).map_err(Into::into)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use platform::Db;
@@ -212,7 +311,9 @@ mod tests {
 
     fn lines(statement: &Statement) -> Nano {
         let credits: Nano = statement.credits.iter().map(|line| line.amount).sum();
-        credits + statement.charges.iter().map(|line| line.amount).sum::<Nano>()
+        let storage: Nano = statement.storage.iter().map(|line| line.amount).sum();
+        let corrections: Nano = statement.corrections.iter().map(|line| line.amount).sum();
+        credits + statement.charges.iter().map(|line| line.amount).sum::<Nano>() + storage + corrections
     }
 
     /// Puts a transaction, or a request with its charge, into another month.
@@ -232,7 +333,7 @@ mod tests {
     async fn months_follow(db: Db) {
         let (journal, prices) = journal(&db).await;
         let (ledger, account) = (Ledger::new(db.clone()), account());
-        let rates = crate::Rates { input: 1_000_000, cached_input: 0, output: 0 };
+        let rates = crate::Rates { input: 1_000_000, ..crate::Rates::default() };
         let price = prices.add(crate::NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
         let months: Vec<Month> = ["2026-01", "2026-02", "2026-04"].map(|text| Month::parse(text).unwrap()).into();
         let edges = |month: Month| [month.start_ms(), month.end_ms() - 1];

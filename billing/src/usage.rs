@@ -1,9 +1,11 @@
-//! Usage: quantities and costs of an account's requests, summed by what one asks for.
+//! Usage: quantities and costs of an account's requests and storage, summed by what one asks for.
 
 use platform::AccountName;
 use sqlx::Row;
 
 use crate::price::COST_SQL;
+use crate::storage::{self, StorageSum};
+use crate::usage_hours::hours;
 use crate::{BillingError, Journal, Quantities};
 
 /// What usage can be grouped by.
@@ -41,20 +43,32 @@ impl GroupBy {
             Self::Tag => "r.tag",
         }
     }
+
+    /// Of a row of storage, which no key has asked for.
+    const fn storage_sql(self) -> Option<&'static str> {
+        match self {
+            Self::Key | Self::Tag => None,
+            Self::Model => Some("s.base"),
+            Self::Adapter => Some("s.adapter"),
+            Self::Day => Some("CAST(s.hour / 24 AS TEXT)"),
+        }
+    }
 }
 
-/// Requests of one group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Requests and storage of one group.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UsageRow {
     /// One for each of the names asked for; days are counted from the Unix epoch.
     pub group: Vec<Option<String>>,
     pub requests: i64,
     pub quantities: Quantities,
+    pub storage: StorageSum,
+    /// Of both.
     pub cost_nano_usd: i64,
 }
 
 impl Journal {
-    /// Sums over the account's requests that started in `from_ms..to_ms`.
+    /// Sums over the account's requests that started in `from_ms..to_ms`, and over its storage in the hours that began there.
     pub async fn usage(
         &self,
         account: &AccountName,
@@ -76,7 +90,7 @@ impl Journal {
                  WHERE r.account = $1 AND r.started_ms >= $2 AND r.started_ms < $3";
         if !by.is_empty() {
             let columns: Vec<String> = (0..by.len()).map(|index| format!("g{index}")).collect();
-            sql += &format!(" GROUP BY {0} ORDER BY {0}", columns.join(", "));
+            sql += &format!(" GROUP BY {}", columns.join(", "));
         }
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str()).bind(from_ms).bind(to_ms);
         let rows = query.fetch_all(self.db().pool()).await?;
@@ -88,10 +102,29 @@ impl Journal {
                 requests: row.try_get("requests")?,
                 quantities: Quantities::read(row, ["prompt", "cached", "completion"])?,
                 cost_nano_usd: row.try_get("cost")?,
+                storage: StorageSum::default(),
             })
         };
-        rows.iter().map(row).collect()
+        let mut rows = rows.iter().map(row).collect::<Result<Vec<_>, _>>()?;
+        let columns: Vec<&str> = by.iter().filter_map(|group| group.storage_sql()).collect();
+        let stored = storage::sums(self.db().pool(), Some(account), hours(from_ms, to_ms), &columns).await?;
+        for (values, sum) in stored {
+            let mut values = values.into_iter();
+            let group = by.iter().map(|group| group.storage_sql().and_then(|_| values.next())).collect();
+            add_storage(&mut rows, group, sum);
+        }
+        rows.sort_by(|a, b| a.group.cmp(&b.group));
+        Ok(rows)
     }
+}
+
+fn add_storage(rows: &mut Vec<UsageRow>, group: Vec<Option<String>>, sum: StorageSum) {
+    let at = rows.iter().position(|row| row.group == group).unwrap_or_else(|| {
+        rows.push(UsageRow { group, ..UsageRow::default() });
+        rows.len() - 1
+    });
+    rows[at].storage.add(sum);
+    rows[at].cost_nano_usd += sum.cost_nano_usd;
 }
 
 #[cfg(test)]
@@ -124,7 +157,7 @@ mod tests {
         let mut number = numbers(7);
         for at in 0..4u64 {
             let mut rate = || if at == 0 { HIGHEST } else { number(3_000_000_000) as i64 };
-            let rates = Rates { input: rate(), cached_input: rate(), output: rate() };
+            let rates = Rates { input: rate(), cached_input: rate(), output: rate(), ..Rates::default() };
             prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
         }
         let finishes = [Finish::Stop, Finish::Length, Finish::Cancelled, Finish::Error];
@@ -200,7 +233,7 @@ mod tests {
 
     async fn prices_stay(db: Db) {
         let prices = Prices::open(db.clone()).await.unwrap();
-        let rates = Rates { input: 3, cached_input: 2, output: 1 };
+        let rates = Rates { input: 3, cached_input: 2, output: 1, training: Some(4), storage: None };
         let new = |starts_ms| NewPrice { account: None, model: None, rates, starts_ms };
         let first = prices.add(new(None)).await.unwrap();
         assert!(matches!(prices.add(new(Some(now_ms() - 1000))).await, Err(BillingError::PriceInThePast)));
@@ -208,7 +241,9 @@ mod tests {
         assert_eq!(prices.in_force("acme", "base", None).unwrap(), first);
         let reopened = Prices::open(db).await.unwrap();
         assert_eq!(reopened.all(), [first, later]);
-        let wrong = NewPrice { rates: Rates { input: -1, ..rates }, ..new(None) };
-        assert!(matches!(prices.add(wrong).await, Err(BillingError::PriceRange)));
+        for wrong in [Rates { input: -1, ..rates }, Rates { storage: Some(HIGHEST + 1), ..rates }] {
+            let refused = prices.add(NewPrice { rates: wrong, ..new(None) }).await;
+            assert!(matches!(refused, Err(BillingError::PriceRange)));
+        }
     }
 }

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use platform::units::HOUR_MS;
 use platform::{DbKind, DbRow, Statements};
 use sqlx::{AnyConnection, Row};
 
 use crate::BillingError;
 use crate::rules::Nano;
 
-pub const HOUR_MS: i64 = 3_600_000;
+/// The hours (since the Unix epoch) that began in `from_ms..to_ms`: the first, and the one after the last.
+pub fn hours(from_ms: i64, to_ms: i64) -> (i64, i64) {
+    let up = |ms: i64| ms.div_euclid(HOUR_MS) + i64::from(ms.rem_euclid(HOUR_MS) > 0);
+    (up(from_ms), up(to_ms))
+}
 
 /// Rows of one statement.
 const ROWS: usize = 512;

@@ -70,17 +70,17 @@ impl Audit {
     }
 
     /// Writes down what was done just now. Where that fails the change is done all the same, and the answer must not say
-    /// otherwise: who repeats a credit for that would give it twice.
-    pub async fn add(&self, by: &Caller, change: &Change<'_>) {
-        if let Err(error) = self.try_add(by, change).await {
+    /// otherwise: who repeats a credit for that would give it twice. `by`: whose key asked for it; none: the server itself.
+    pub async fn add(&self, by: impl Into<Option<&Caller>>, change: &Change<'_>) {
+        if let Err(error) = self.try_add(by.into(), change).await {
             let (account, action, subject, detail) = (change.account, change.action, change.subject, &change.detail);
             tracing::error!(%error, %account, action, subject, %detail, "a change could not be written to the audit log");
         }
     }
 
-    async fn try_add(&self, by: &Caller, change: &Change<'_>) -> Result<(), sqlx::Error> {
+    async fn try_add(&self, by: Option<&Caller>, change: &Change<'_>) -> Result<(), sqlx::Error> {
         let mut transaction = self.db.begin().await?;
-        note(&mut transaction, Some(by), change).await?;
+        note(&mut transaction, by, change).await?;
         transaction.commit().await
     }
 

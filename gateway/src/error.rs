@@ -154,6 +154,7 @@ impl From<BillingError> for ApiError {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }
             BillingError::StatementTooLong { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()),
+            BillingError::NoPrice(_) => Self::param("version", error.to_string()),
             BillingError::NoAccount(_) => Self::not_found(error.to_string()),
             BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
             error if error.is_passing() => {

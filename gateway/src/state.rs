@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use adapter_store::AdapterStore;
-use billing::{Journal, Ledger, Limits, Prices, Wallets};
+use billing::{Journal, Ledger, Limits, Prices, Storage, Wallets};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use model::{AdapterImage, GenerationDefaults};
@@ -39,6 +39,7 @@ pub struct Platform {
     pub journal: Journal,
     pub prices: Prices,
     pub ledger: Ledger,
+    pub storage: Storage,
     pub wallets: Wallets,
     pub limits: Limits,
     pub reconciler: Reconciler,

@@ -71,6 +71,7 @@ async fn credit(client: &Client, change: &ChangeCredit) -> Result<(), ClientErro
         "kind": change.kind,
         "id": change.id,
         "memo": change.memo,
+        "expires_at": change.expires_at,
     });
     let account = client.post("/admin/v1/credits", &body).await?;
     print!("{}", table(&[account]));

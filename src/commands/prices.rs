@@ -1,9 +1,10 @@
-//! `myriad prices`: what tokens cost, and for the operator, setting it.
+//! `myriad prices`: what tokens and storage cost, and for the operator, setting it.
 
 use serde_json::{Value, json};
 
+use super::amount;
 use super::table::Table;
-use crate::cli::{Prices, PricesAction, SetPrice};
+use crate::cli::{Prices, PricesAction, Rerate, SetPrice};
 use crate::client::{Client, ClientError};
 
 pub async fn run(prices: &Prices) -> Result<(), ClientError> {
@@ -22,6 +23,7 @@ pub async fn run(prices: &Prices) -> Result<(), ClientError> {
             let made = client.at(&set.ops_url).post("/admin/v1/prices", &body(set)).await?;
             print!("{}", table(&[made]));
         }
+        Some(PricesAction::Rerate(asked)) => rerate(&client.at(&asked.ops_url), asked).await?,
     }
     Ok(())
 }
@@ -31,17 +33,50 @@ fn body(set: &SetPrice) -> Value {
         "input": set.input,
         "cached_input": set.cached_input,
         "output": set.output,
+        "training": set.training,
+        "storage": set.storage,
         "model": set.model,
         "account": set.account,
     })
 }
 
-/// Dollars per million tokens.
+async fn rerate(client: &Client, asked: &Rerate) -> Result<(), ClientError> {
+    let body = json!({
+        "version": asked.version,
+        "from": asked.from,
+        "to": asked.to,
+        "instead_of": asked.instead_of,
+        "account": asked.account,
+        "model": asked.model,
+        "apply": asked.apply,
+    });
+    let answer = client.post("/admin/v1/prices/rerate", &body).await?;
+    let rows = answer["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of differences".into()))?;
+    if rows.is_empty() {
+        println!("Nothing differs.");
+        return Ok(());
+    }
+    let mut table = Table::new(["account", "requests", "before", "after", "difference", "posted", "outcome"]);
+    for row in rows {
+        let text = |field: &str| row[field].as_str().unwrap_or("-").to_owned();
+        let [before, after, difference, posted] =
+            ["before", "after", "difference", "posted"].map(|field| amount::of(row, &format!("{field}_nano_usd")));
+        let requests = row["requests"].to_string();
+        table.push([text("account"), requests, before, after, difference, posted, text("outcome")]);
+    }
+    print!("{}", table.text());
+    if !asked.apply {
+        println!("Nothing was changed; --apply posts the differences.");
+    }
+    Ok(())
+}
+
+/// Dollars per million tokens; storage per GB-month.
 fn table(rows: &[Value]) -> String {
-    let mut table = Table::new(["version", "account", "model", "input", "cached", "output"]);
+    let mut table = Table::new(["version", "account", "model", "input", "cached", "output", "training", "storage"]);
     for row in rows {
         let scope = |key: &str| row[key].as_str().unwrap_or("all").to_owned();
-        let usd = |key: &str| format!("${}", row[key].as_f64().unwrap_or(0.0));
+        let usd = |key: &str| row[key].as_f64().map_or_else(|| "-".into(), |usd| format!("${usd}"));
         table.push([
             row["version"].to_string(),
             scope("account"),
@@ -49,6 +84,8 @@ fn table(rows: &[Value]) -> String {
             usd("input"),
             usd("cached_input"),
             usd("output"),
+            usd("training"),
+            usd("storage"),
         ]);
     }
     table.text()

@@ -42,6 +42,16 @@ fn statement(statement: &Value) -> Result<String, ClientError> {
         let price = line["price_version"].as_i64().map_or("free".into(), |version| format!("price {version}"));
         table.push(row("charge", &format!("{name}, {price}"), Some(line), amount::of(line, "amount_nano_usd")));
     }
+    for line in lines(statement, "storage")? {
+        let adapter = line["adapter"].as_str().unwrap_or("-");
+        let free = if line["uncharged_byte_hours"] == 0 { "" } else { ", in part not charged" };
+        let what = format!("{adapter}, price {}{free}", line["price_version"]);
+        table.push(row("storage", &what, None, amount::of(line, "amount_nano_usd")));
+    }
+    for line in lines(statement, "corrections")? {
+        let what = format!("{} requests at price {}", line["requests"], line["price_version"]);
+        table.push(row("correction", &what, None, amount::of(line, "amount_nano_usd")));
+    }
     table.push(row("closing balance", "", None, amount::of(statement, "closing_balance_nano_usd")));
     let state = if statement["final"] == true { "" } else { "The month may still change.\n" };
     Ok(table.text() + state)

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::amount;
 use super::table::Table;
 use crate::cli::Usage;
 use crate::client::{Client, ClientError};
@@ -23,7 +24,9 @@ async fn requests(client: &Client, usage: &Usage) -> Result<String, ClientError>
     let mut table = Table::new(columns);
     for row in rows(&list)? {
         let texts = [shown(&row["request_id"]), shown(&row["model"])];
-        table.push(texts.into_iter().chain(counts(row)).chain([cost(row), shown(&row["finish"])]));
+        table.push(
+            texts.into_iter().chain(counts(row)).chain([amount::of(row, "cost_nano_usd"), shown(&row["finish"])]),
+        );
     }
     Ok(table.text())
 }
@@ -37,10 +40,16 @@ async fn sums(client: &Client, usage: &Usage) -> Result<String, ClientError> {
     }
     let list = client.get(&path).await?;
     let groups = usage.by.iter().map(String::as_str);
-    let mut table = Table::new(groups.chain(["requests"]).chain(COUNTS.map(|(title, _)| title)).chain(["cost"]));
+    let mut table =
+        Table::new(groups.chain(["requests"]).chain(COUNTS.map(|(title, _)| title)).chain(["storage", "cost"]));
     for row in rows(&list)? {
         let groups = usage.by.iter().map(|group| shown(&row[group]));
-        table.push(groups.chain([shown(&row["requests"])]).chain(counts(row)).chain([cost(row)]));
+        table.push(
+            groups
+                .chain([shown(&row["requests"])])
+                .chain(counts(row))
+                .chain([amount::of(row, "storage_cost_nano_usd"), amount::of(row, "cost_nano_usd")]),
+        );
     }
     Ok(table.text())
 }
@@ -59,10 +68,4 @@ fn shown(value: &Value) -> String {
 
 fn counts(row: &Value) -> [String; 3] {
     COUNTS.map(|(_, name)| shown(&row[name]))
-}
-
-/// Dollars, to the nano-dollar.
-fn cost(row: &Value) -> String {
-    let nano = row["cost_nano_usd"].as_i64().unwrap_or(0);
-    format!("${}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000)
 }

@@ -27,7 +27,8 @@ def test_cost_in_replies_rows_and_sums(priced):
         assert ask(client).usage.cost_nano_usd == 0
         assert http.get("/v1/account/prices").json()["data"] == []
         base = admin.post("/admin/v1/prices", json={"model": "myriad-mini", "input": 0.1, "cached_input": 0.01, "output": 0.4})
-        assert base.status_code == 201 and base.json()["nano_usd"] == {"input": 10**8, "cached_input": 10**7, "output": 4 * 10**8}
+        assert base.status_code == 201 and base.json()["nano_usd"] == {
+            "input": 10**8, "cached_input": 10**7, "output": 4 * 10**8, "training": None, "storage": None}
         own = admin.post("/admin/v1/prices", json={"model": "local/support", "input": 1, "output": 2}).json()
         assert [price["version"] for price in http.get("/v1/account/prices").json()["data"]] == [1, own["version"]]
 
@@ -73,7 +74,7 @@ def test_bad_prices_are_refused_by_name(priced):
     server, http, admin = priced
     good = {"input": 1, "output": 1}
     for body, param in (({"output": 1}, "input"), ({"input": 1}, "output"), (good | {"input": -1}, "input"),
-                        (good | {"output": 1001}, "output"), (good | {"input": "1"}, "input"), (good | {"account": "nobody"}, "account"),
+                        (good | {"output": 1001}, "output"), (good | {"storage": 1001}, "storage"), (good | {"training": "1"}, "training"), (good | {"input": "1"}, "input"), (good | {"account": "nobody"}, "account"),
                         (good | {"model": "a@1"}, "model"), (good | {"starts_at": 1}, "starts_at")):
         refused = admin.post("/admin/v1/prices", json=body)
         assert refused.status_code == 400 and refused.json()["error"]["param"] == param, body
@@ -94,8 +95,8 @@ def test_on_the_command_line(own_server):
         return done.stdout
 
     assert "Nothing has a price" in run("prices")
-    set_price = ("prices", "set", "--input", "0.5", "--output", "2", "--model", "local/support", "--ops-url", server.ops_url)
-    assert "local/support" in run(*set_price) and "$0.5" in run("prices") and "$2" in run("prices", "list")
+    set_price = ("prices", "set", "--input", "0.5", "--output", "2", "--training", "3.5", "--storage", "0.05", "--model", "local/support", "--ops-url", server.ops_url)
+    assert "local/support" in run(*set_price) and "$3.5  $0.05" in run("prices").replace("   ", "  ") and "$0.5" in run("prices") and "$2" in run("prices", "list")
     run("chat", "support", "-m", "hello")
     requests = run("usage").splitlines()
     assert len(requests) == 2 and "$0.0000" in requests[1] and "$0.000000000" not in requests[1]

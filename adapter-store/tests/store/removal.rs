@@ -25,6 +25,30 @@ async fn deleting_takes_the_name_and_exactly_the_blobs_that_nobody_else_has() {
 }
 
 #[tokio::test]
+async fn what_is_stored_is_summed_by_adapter_and_as_old_as_its_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let sizes = async |since_ms: i64| {
+        let stored = store.stored_since(since_ms).await.unwrap();
+        stored.into_iter().map(|one| (one.name.to_string(), one.base, one.bytes)).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(i64::MAX).await, []);
+    let first = push(&store, "x", Built::good(1).files()).await;
+    let (one, base) = (first.report.bytes as u64, "llama".to_owned());
+    assert!(one > 0);
+    // Another millisecond.
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    let two = one + push(&store, "x", Built::good(2).files()).await.report.bytes as u64;
+    push(&store, "y", Built::good(1).files()).await;
+    assert_eq!(sizes(i64::MAX).await, [("x".into(), base.clone(), two), ("y".into(), base.clone(), one)]);
+    assert_eq!(sizes(first.created_ms).await, [("x".into(), base.clone(), one)]);
+    assert_eq!(sizes(first.created_ms - 1).await, []);
+    store.delete_version(&account("local"), &name("x"), 1).await.unwrap();
+    store.delete(&account("local"), &name("y")).await.unwrap();
+    assert_eq!(sizes(i64::MAX).await, [("x".into(), base, two - one)]);
+}
+
+#[tokio::test]
 async fn a_number_is_never_given_twice() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;

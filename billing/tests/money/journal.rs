@@ -81,7 +81,7 @@ async fn a_clock_that_was_set_back_does_not_keep_a_dead_server_alive() {
 /// A request at one nano-dollar for each completion token.
 async fn priced(db: &Db, account: &AccountName) -> NewRequest {
     let prices = Prices::open(db.clone()).await.unwrap();
-    let rates = Rates { input: 0, cached_input: 0, output: 1_000_000 };
+    let rates = Rates { output: 1_000_000, ..Rates::default() };
     let price = prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
     NewRequest { price_version: Some(price.version), ..request(account) }
 }

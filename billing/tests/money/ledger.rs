@@ -29,7 +29,7 @@ fn amount() -> impl Strategy<Value = Nano> {
 
 fn command() -> impl Strategy<Value = Command> {
     let named = (0..RESERVATIONS).prop_map(|number| format!("r{number}"));
-    (0..12, named, amount()).prop_map(|(kind, reservation, amount)| match kind {
+    (0..13, named, amount()).prop_map(|(kind, reservation, amount)| match kind {
         0 => Command::Grant { amount },
         1 => Command::TopUp { amount },
         2 | 3 => Command::Reserve { reservation, amount },
@@ -38,6 +38,7 @@ fn command() -> impl Strategy<Value = Command> {
         8 => Command::Void { reservation },
         9 => Command::Expire { amount },
         10 => Command::Refund { amount },
+        11 => Command::Charge { amount },
         _ => Command::Adjust { amount },
     })
 }

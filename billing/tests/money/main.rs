@@ -1,8 +1,11 @@
 //! Money under random commands, many tasks, several servers, and servers and databases that fail.
 
+mod expiring;
 mod journal;
 mod ledger;
 mod model;
+mod rerate;
 mod simulation;
+mod storage;
 mod support;
 mod wallets;

@@ -97,6 +97,10 @@ impl Model {
             }
             Command::Expire { .. } if amount > self.available => return Err(Refusal::InsufficientCredit),
             Command::Expire { .. } => amount,
+            Command::Charge { .. } => {
+                self.charged += amount;
+                amount
+            }
             Command::Grant { .. } | Command::TopUp { .. } | Command::Adjust { .. } => -amount,
         };
         if self.prepaid && spends > 0 && spends > self.available {

@@ -4,6 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Milliseconds of a day; UTC has no others in Unix time.
 pub const DAY_MS: i64 = 86_400_000;
+/// Milliseconds of an hour.
+pub const HOUR_MS: i64 = 3_600_000;
 
 /// Milliseconds since the Unix epoch, the unit of every stored time.
 pub fn now_ms() -> i64 {
@@ -29,6 +31,22 @@ pub fn time_of(ms: i64) -> String {
 /// `YYYY-MM-DDThh:mm:ssZ` (RFC 3339) of a time in milliseconds since the Unix epoch.
 pub fn second_of(ms: i64) -> String {
     format!("{}Z", time_of(ms).replace(' ', "T"))
+}
+
+/// Milliseconds since the Unix epoch at `YYYY-MM-DDThh:mm:ssZ`, or at the start of the day `YYYY-MM-DD`, UTC. None: it is no such time.
+pub fn ms_of(text: &str) -> Option<i64> {
+    let (day, time) = match text.split_once('T') {
+        Some((day, time)) => (day, time.strip_suffix('Z')?),
+        None => (text, "00:00:00"),
+    };
+    let parts: Vec<&str> = time.split(':').collect();
+    let number = |part: &str, below: i64| {
+        let is_plain = part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
+        part.parse::<i64>().ok().filter(|number| is_plain && *number < below)
+    };
+    let [hour, minute, second] = parts[..] else { return None };
+    let seconds = number(hour, 24)? * 3600 + number(minute, 60)? * 60 + number(second, 60)?;
+    Some(days_since_epoch(day)? * DAY_MS + seconds * 1000)
 }
 
 /// The day that `YYYY-MM-DD` names, counted from the Unix epoch. None: it is no day of the years 1970 to 9999.
@@ -112,6 +130,19 @@ mod tests {
     fn a_second_is_written_as_people_and_machines_read_it() {
         assert_eq!(second_of(0), "1970-01-01T00:00:00Z");
         assert_eq!(second_of(days_since_epoch("2026-11-26").unwrap() * DAY_MS + 45_296_999), "2026-11-26T12:34:56Z");
+    }
+
+    #[test]
+    fn a_time_is_read_as_it_is_written() {
+        for ms in [0, 1_000, 45_296_000, 20_783 * DAY_MS + 86_399_000] {
+            assert_eq!(ms_of(&second_of(ms)), Some(ms));
+        }
+        assert_eq!(ms_of("1970-01-02"), Some(DAY_MS));
+        for wrong in
+            ["", "2026-11-26T", "2026-11-26T12:34Z", "2026-11-26T12:34:56", "2026-11-26T24:00:00Z", "2026-11-26T1:2:3Z"]
+        {
+            assert_eq!(ms_of(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

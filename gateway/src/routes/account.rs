@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Balance, GroupBy, LedgerRow, Price, Prices, RequestRow};
+use billing::{Balance, ExpiringCredit, GroupBy, LedgerRow, Price, Prices, RequestRow};
 use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -33,6 +33,7 @@ pub async fn show(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
         for (field, value) in balance(&platform.ledger.balance(&caller.account).await?) {
             shown[field] = value;
         }
+        shown["expiring"] = expiring(&platform.ledger.expiring(&caller.account).await?);
     }
     Ok(HttpResponse::Ok().json(shown))
 }
@@ -45,6 +46,19 @@ pub fn balance(balance: &Balance) -> [(&'static str, Value); 4] {
         ("balance_nano_usd", balance.posted().into()),
         ("reserved_nano_usd", balance.held.into()),
     ]
+}
+
+/// What is left of grants that expire, those first that expire first.
+pub fn expiring(credit: &[ExpiringCredit]) -> Value {
+    let one = |one: &ExpiringCredit| {
+        json!({
+            "id": one.id,
+            "amount": dollars(one.unspent),
+            "amount_nano_usd": one.unspent,
+            "expires_at": one.expires_ms / 1000,
+        })
+    };
+    credit.iter().map(one).collect()
 }
 
 /// The account's ledger, newest first: every transaction with its entries, which sum to zero.
@@ -137,7 +151,7 @@ pub struct UsageQuery {
     to: Option<String>,
 }
 
-/// Sums over the account's requests: by default of the last 30 days, grouped as `group_by` says, days in UTC.
+/// Sums over the account's requests and storage: by default of the last 30 days, grouped as `group_by` says, days in UTC.
 pub async fn usage(
     platform: web::Data<Platform>,
     caller: Caller,
@@ -172,6 +186,9 @@ pub async fn usage(
                 "prompt_tokens": row.quantities.prompt_tokens,
                 "cached_tokens": row.quantities.cached_tokens,
                 "completion_tokens": row.quantities.completion_tokens,
+                "storage_byte_hours": row.storage.byte_hours,
+                "storage_cost": dollars(row.storage.cost_nano_usd),
+                "storage_cost_nano_usd": row.storage.cost_nano_usd,
                 "cost": dollars(row.cost_nano_usd),
                 "cost_nano_usd": row.cost_nano_usd,
             });
@@ -197,7 +214,7 @@ pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> HttpRespon
     reply::list(all.iter().filter(|price| concerns(price)).map(price))
 }
 
-/// Nano-dollars and dollars per million tokens.
+/// Nano-dollars and dollars per million tokens; storage per GB-month.
 pub fn price(price: &Price) -> Value {
     let rates = price.rates;
     json!({
@@ -208,7 +225,15 @@ pub fn price(price: &Price) -> Value {
         "input": dollars(rates.input),
         "cached_input": dollars(rates.cached_input),
         "output": dollars(rates.output),
-        "nano_usd": { "input": rates.input, "cached_input": rates.cached_input, "output": rates.output },
+        "training": rates.training.map(dollars),
+        "storage": rates.storage.map(dollars),
+        "nano_usd": {
+            "input": rates.input,
+            "cached_input": rates.cached_input,
+            "output": rates.output,
+            "training": rates.training,
+            "storage": rates.storage,
+        },
         "starts_ms": price.starts_ms,
     })
 }

@@ -2,7 +2,7 @@
 //! users are its members. There are no projects and no batches.
 
 use actix_web::{HttpResponse, web};
-use billing::{BucketRow, Buckets, Dimension};
+use billing::{BillingError, BucketRow, Buckets, Dimension};
 use platform::units::{DAY_MS, now_ms};
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ pub async fn completions(
             "service_tier": null,
         })
     };
-    asked.page(&platform, &caller, shown).await
+    asked.page(platform.journal.buckets(&caller.account, &asked.buckets), shown).await
 }
 
 pub async fn costs(platform: web::Data<Platform>, caller: Caller, query: Query) -> Result<HttpResponse, ApiError> {
@@ -90,7 +90,7 @@ pub async fn costs(platform: web::Data<Platform>, caller: Caller, query: Query) 
             "quantity": null,
         })
     };
-    asked.page(&platform, &caller, shown).await
+    asked.page(platform.journal.costs(&caller.account, &asked.buckets), shown).await
 }
 
 /// What the query asks for, checked.
@@ -133,14 +133,10 @@ impl Asked {
 
     async fn page(
         &self,
-        platform: &Platform,
-        caller: &Caller,
+        rows: impl Future<Output = Result<Vec<BucketRow>, BillingError>>,
         shown: impl Fn(&BucketRow) -> Value,
     ) -> Result<HttpResponse, ApiError> {
-        let rows = match self.is_empty {
-            true => Vec::new(),
-            false => platform.journal.buckets(&caller.account, &self.buckets).await?,
-        };
+        let rows = if self.is_empty { Vec::new() } else { rows.await? };
         let Buckets { from_ms, to_ms, width_ms, .. } = self.buckets;
         let data: Vec<Value> = (from_ms / width_ms..=(to_ms - 1) / width_ms)
             .map(|bucket| {

@@ -2,7 +2,7 @@
 
 use actix_web::http::header::{CONTENT_DISPOSITION, ContentDisposition, DispositionParam, DispositionType};
 use actix_web::{HttpResponse, web};
-use billing::{ChargeLine, CreditLine, Nano, Statement};
+use billing::{ChargeLine, CorrectionLine, CreditLine, Nano, Statement, StorageLine};
 use platform::AccountName;
 use platform::units::{DAY_MS, Month, day_of, now_ms};
 use serde::Deserialize;
@@ -13,7 +13,7 @@ use crate::accounts::Caller;
 use crate::error::ApiError;
 use crate::state::Platform;
 
-const CSV_HEADING: [&str; 11] = [
+const CSV_HEADING: [&str; 12] = [
     "date",
     "line",
     "id_or_model",
@@ -23,6 +23,7 @@ const CSV_HEADING: [&str; 11] = [
     "prompt_tokens",
     "cached_tokens",
     "completion_tokens",
+    "byte_hours",
     "amount_usd",
     "amount_nano_usd",
 ];
@@ -88,6 +89,8 @@ fn shown(account: &AccountName, statement: &Statement) -> Value {
         "opening_balance_nano_usd": statement.opening,
         "credits": statement.credits.iter().map(credit).collect::<Vec<_>>(),
         "charges": statement.charges.iter().map(charge).collect::<Vec<_>>(),
+        "storage": statement.storage.iter().map(storage).collect::<Vec<_>>(),
+        "corrections": statement.corrections.iter().map(correction).collect::<Vec<_>>(),
         "closing_balance": dollars(statement.closing),
         "closing_balance_nano_usd": statement.closing,
     })
@@ -118,6 +121,27 @@ fn charge(line: &ChargeLine) -> Value {
     })
 }
 
+fn storage(line: &StorageLine) -> Value {
+    json!({
+        "adapter": line.adapter,
+        "price_version": line.price_version,
+        "hours": line.hours,
+        "byte_hours": line.byte_hours,
+        "uncharged_byte_hours": line.uncharged_byte_hours,
+        "amount": dollars(line.amount),
+        "amount_nano_usd": line.amount,
+    })
+}
+
+fn correction(line: &CorrectionLine) -> Value {
+    json!({
+        "price_version": line.price_version,
+        "requests": line.requests,
+        "amount": dollars(line.amount),
+        "amount_nano_usd": line.amount,
+    })
+}
+
 /// The first and the last day of a month.
 fn days(month: Month) -> (String, String) {
     (day_of(month.start_ms() / DAY_MS), day_of(month.end_ms() / DAY_MS - 1))
@@ -127,39 +151,74 @@ fn days(month: Month) -> (String, String) {
 fn csv(statement: &Statement) -> String {
     let (first, last) = days(statement.month);
     let mut text = record(CSV_HEADING.map(str::to_owned));
-    text += &row([&first, "opening balance", "", ""], None, statement.opening);
+    text += &row([&first, "opening balance", "", ""], &Counts::default(), statement.opening);
     for line in &statement.credits {
         let memo = line.memo.as_deref().unwrap_or_default();
-        text += &row([&day_of(line.created_ms / DAY_MS), &line.kind, &line.id, memo], None, line.amount);
+        text += &row([&day_of(line.created_ms / DAY_MS), &line.kind, &line.id, memo], &Counts::default(), line.amount);
     }
     for line in &statement.charges {
         let (model, adapter) = (line.model.as_deref().unwrap_or_default(), line.adapter.as_deref().unwrap_or_default());
-        text += &row([&last, "charge", model, adapter], Some(line), line.amount);
+        text += &row([&last, "charge", model, adapter], &Counts::of(line), line.amount);
     }
-    text += &row([&last, "closing balance", "", ""], None, statement.closing);
+    for line in &statement.storage {
+        let memo = if line.uncharged_byte_hours > 0 { "in part not charged" } else { "" };
+        let counts =
+            Counts { price_version: Some(line.price_version), byte_hours: Some(line.byte_hours), ..Counts::default() };
+        text += &row([&last, "storage", &line.adapter, memo], &counts, line.amount);
+    }
+    for line in &statement.corrections {
+        let counts = Counts {
+            price_version: Some(line.price_version),
+            requests: Some(line.requests.unsigned_abs()),
+            ..Counts::default()
+        };
+        text += &row([&last, "correction", "", ""], &counts, line.amount);
+    }
+    text += &row([&last, "closing balance", "", ""], &Counts::default(), statement.closing);
     text
 }
 
-fn row(texts: [&str; 4], charge: Option<&ChargeLine>, amount: Nano) -> String {
-    let [date, line, id, memo] = texts;
-    let number = |of: fn(&ChargeLine) -> u64| charge.map(|charge| of(charge).to_string()).unwrap_or_default();
-    let version = charge.and_then(|charge| charge.price_version).map(|version| version.to_string()).unwrap_or_default();
+/// The columns of numbers; empty where a line has none.
+#[derive(Default)]
+struct Counts {
+    price_version: Option<i64>,
+    requests: Option<u64>,
+    tokens: [Option<u64>; 3],
+    byte_hours: Option<u64>,
+}
+
+impl Counts {
+    fn of(line: &ChargeLine) -> Self {
+        let used = line.quantities;
+        Self {
+            price_version: line.price_version,
+            requests: Some(line.requests.unsigned_abs()),
+            tokens: [used.prompt_tokens, used.cached_tokens, used.completion_tokens].map(Some),
+            byte_hours: None,
+        }
+    }
+}
+
+fn row([date, line, id, memo]: [&str; 4], counts: &Counts, amount: Nano) -> String {
+    let number = |count: Option<u64>| count.map(|count| count.to_string()).unwrap_or_default();
+    let [prompt, cached, completion] = counts.tokens.map(number);
     record([
         date.to_owned(),
         line.to_owned(),
         cell(id),
         cell(memo),
-        version,
-        charge.map(|charge| charge.requests.to_string()).unwrap_or_default(),
-        number(|charge| charge.quantities.prompt_tokens),
-        number(|charge| charge.quantities.cached_tokens),
-        number(|charge| charge.quantities.completion_tokens),
+        counts.price_version.map(|version| version.to_string()).unwrap_or_default(),
+        number(counts.requests),
+        prompt,
+        cached,
+        completion,
+        number(counts.byte_hours),
         exact_dollars(amount),
         amount.to_string(),
     ])
 }
 
-fn record(cells: [String; 11]) -> String {
+fn record(cells: [String; 12]) -> String {
     cells.join(",") + "\r\n"
 }
 

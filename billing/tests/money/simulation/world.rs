@@ -203,7 +203,8 @@ async fn open_account(db: &Db, prices: &Prices, number: u64) -> (AccountName, Op
         return (name, None);
     }
     // Odd, so that costs are rounded.
-    let rates = Rates { input: 100_000_001 * number as i64, cached_input: 9_999_999, output: 400_000_007 };
+    let rates =
+        Rates { input: 100_000_001 * number as i64, cached_input: 9_999_999, output: 400_000_007, ..Rates::default() };
     let new = NewPrice { account: Some(name.clone()), model: None, rates, starts_ms: None };
     let price = prices.add(new).await.expect("the price is written");
     (name, Some((price.version, rates)))

@@ -7,7 +7,7 @@ use platform::units::now_ms;
 use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
 
-use super::super::account::{balance, created_key, key, key_fields};
+use super::super::account::{balance, created_key, expiring, key, key_fields};
 use super::super::reply::{self, JsonObject, dollars};
 use super::{Operator, account_at, account_in_field};
 use crate::audit::Change;
@@ -35,6 +35,7 @@ async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiErro
     for (field, value) in known {
         shown[field] = value;
     }
+    shown["expiring"] = expiring(&platform.ledger.expiring(name).await?);
     let customer = platform.outside.exports.customer(name).await?;
     shown["stripe_since"] = customer.as_ref().map(|customer| customer.since_ms / 1000).into();
     shown["stripe_customer"] = customer.map(|customer| customer.id).into();
@@ -134,7 +135,8 @@ async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: 
     Ok(())
 }
 
-/// Grants, tops up, refunds, expires or corrects an account's credit. With an `id` of the caller's choice a repeat changes nothing.
+/// Grants, tops up, refunds, expires or corrects an account's credit. With an `id` of the caller's choice a repeat changes nothing. A
+/// grant can have a time, `expires_at` in Unix seconds, at which what is left of it expires.
 pub async fn credit(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
@@ -166,10 +168,19 @@ pub async fn credit(
         None => RequestId::fresh("credit").to_string(),
     };
     let memo = text("memo", MEMO_BYTES)?;
+    let expires_at = fields.integer("expires_at", 0..=i64::from(u32::MAX))?;
     platform.wallets.give_back(&name).await?;
-    let outcome = platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?;
+    let outcome = match expires_at {
+        None => platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?,
+        Some(_) if kind != "grant" => return Err(ApiError::param("expires_at", "only a grant expires")),
+        Some(seconds) if seconds * 1000 <= now_ms() => {
+            return Err(ApiError::param("expires_at", "expires_at must be in the future, in Unix seconds"));
+        }
+        Some(seconds) => platform.ledger.grant_until(&id, &name, (amount, seconds * 1000), memo).await?,
+    };
     let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
-    let detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
+    let detail =
+        json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "expires_at": expires_at, "outcome": said });
     platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
     tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
     if let Err(refusal) = outcome {

@@ -36,7 +36,8 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/export", web::post().to(exports::export))
         .route("/admin/v1/credits", web::post().to(accounts::credit))
         .route("/admin/v1/prices", web::get().to(prices::list))
-        .route("/admin/v1/prices", web::post().to(prices::add));
+        .route("/admin/v1/prices", web::post().to(prices::add))
+        .route("/admin/v1/prices/rerate", web::post().to(prices::rerate));
 }
 
 /// A caller who runs the server; everybody else is refused.

@@ -2,17 +2,19 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{NewPrice, Rates};
+use billing::{NewPrice, Rates, RerateOutcome, Rerated, Rerating};
+use platform::AccountName;
+use serde_json::{Value, json};
 
 use super::super::account;
-use super::super::reply::{self, JsonObject};
+use super::super::reply::{self, JsonObject, dollars};
 use super::{Operator, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
 
-/// Highest price in dollars per million tokens.
+/// Highest rate in dollars per million tokens or GB-month.
 const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
@@ -21,7 +23,8 @@ pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResp
     Ok(reply::list(platform.prices.all().iter().map(account::price)))
 }
 
-/// Adds a price version: dollars per million tokens, for everyone or one account, for everything or one model or adapter.
+/// Adds a price version: dollars per million tokens (storage: per GB-month), for everyone or one account, for everything or one
+/// model or adapter.
 pub async fn add(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
@@ -31,7 +34,8 @@ pub async fn add(
     let rate = |name: &'static str| -> Result<Option<i64>, ApiError> {
         let Some(usd) = fields.get(name) else { return Ok(None) };
         let usd = usd.as_f64().filter(|usd| (0.0..=HIGHEST_USD).contains(usd)).ok_or_else(|| {
-            ApiError::param(name, format!("{name} must be dollars per million tokens, from 0 to {HIGHEST_USD}"))
+            let unit = if name == "storage" { "GB-month" } else { "million tokens" };
+            ApiError::param(name, format!("{name} must be dollars per {unit}, from 0 to {HIGHEST_USD}"))
         })?;
         Ok(Some((usd * 1e9).round() as i64))
     };
@@ -44,15 +48,9 @@ pub async fn add(
         None => None,
         Some(name) => Some(account_in_field(&platform, name).await?),
     };
-    let model = match fields.text("model")? {
-        Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {
-            let message = "model must be a base model's id or an adapter's account/name, without a version: prices hold for all of them";
-            return Err(ApiError::param("model", message));
-        }
-        model => model.map(str::to_owned),
-    };
+    let model = model_in_field(&fields)?;
     let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
-    let rates = Rates { input, cached_input, output };
+    let rates = Rates { input, cached_input, output, training: rate("training")?, storage: rate("storage")? };
     let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
     // A price for everyone is the operator's affair.
     let concerns = account.as_ref().unwrap_or(&caller.account);
@@ -61,4 +59,78 @@ pub async fn add(
     platform.audit.add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail }).await;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
     Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
+}
+
+/// A base model's id or an adapter's `account/name`.
+fn model_in_field(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
+    match fields.text("model")? {
+        Some(model) if model.is_empty() || model.len() > MODEL_BYTES || model.contains('@') => {
+            let message = "model must be a base model's id or an adapter's account/name, without a version: prices hold for all of them";
+            Err(ApiError::param("model", message))
+        }
+        model => Ok(model.map(str::to_owned)),
+    }
+}
+
+/// What finished requests would have cost at another version, by account; with `apply` the difference is posted. Accounts of which
+/// nothing differs are left out.
+pub async fn rerate(
+    platform: web::Data<Platform>,
+    Operator(caller): Operator,
+    JsonObject(json): JsonObject,
+) -> Result<HttpResponse, ApiError> {
+    let fields = Fields::new(&json);
+    let missing = |name: &'static str| ApiError::param(name, format!("{name} is missing"));
+    let seconds = |name: &'static str| fields.integer(name, 0..=i64::from(u32::MAX))?.ok_or_else(|| missing(name));
+    let asked = Rerating {
+        version: fields.integer("version", 1..=i64::MAX)?.ok_or_else(|| missing("version"))?,
+        from_ms: seconds("from")? * 1000,
+        to_ms: seconds("to")? * 1000,
+        model: model_in_field(&fields)?,
+        instead_of: fields.integer("instead_of", 1..=i64::MAX)?,
+    };
+    if asked.to_ms <= asked.from_ms {
+        return Err(ApiError::param("to", "to must be after from"));
+    }
+    let accounts = match fields.text("account")? {
+        Some(name) => vec![account_in_field(&platform, name).await?],
+        None => platform.accounts.names().await?,
+    };
+    let apply = fields.flag("apply")?;
+    let mut data = Vec::new();
+    for account in accounts {
+        if apply {
+            // What this server has set aside and does not need can pay for it.
+            platform.wallets.give_back(&account).await?;
+        }
+        let rerated = platform.ledger.rerate(&platform.prices, &account, &asked, apply).await?;
+        if rerated.outcome == RerateOutcome::Unchanged {
+            continue;
+        }
+        let shown = rerated_row(&account, &rerated);
+        if apply {
+            let (subject, detail) = (asked.version.to_string(), shown.clone());
+            let change = Change { account: &account, action: "price.rerated", subject: &subject, detail };
+            platform.audit.add(&caller, &change).await;
+        }
+        data.push(shown);
+    }
+    Ok(HttpResponse::Ok().json(json!({
+        "object": "list", "version": asked.version, "applied": apply, "data": data, "has_more": false,
+    })))
+}
+
+fn rerated_row(account: &AccountName, rerated: &Rerated) -> Value {
+    let Rerated { requests, before, after, posted, outcome } = *rerated;
+    json!({
+        "object": "price.rerating",
+        "account": account,
+        "requests": requests,
+        "before_nano_usd": before,
+        "after_nano_usd": after,
+        "difference": dollars(after - before),
+        "difference_nano_usd": after - before,
+        "posted_nano_usd": posted,
+        "outcome": outcome.name(),
+    })
 }

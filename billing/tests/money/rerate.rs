@@ -1,0 +1,137 @@
+//! Rating again: the difference is posted once, rows stay, and nothing is taken that is not there.
+
+use billing::{
+    Book, EngineCounts, Fault, Finish, Ledger, Nano, NewPrice, NewRequest, Price, Prices, Quantities, Rates, Refusal,
+    RerateOutcome, Rerated, Rerating, reconcile,
+};
+use platform::testing::databases;
+use platform::units::{Month, now_ms};
+use platform::{AccountName, Db};
+
+use crate::support::{Server, account, faults, prepaid, request, spender};
+
+struct Shop {
+    server: Server,
+    prices: Prices,
+    engine: EngineCounts,
+}
+
+impl Shop {
+    async fn open(db: &Db) -> Self {
+        let (server, prices) = (Server::start(db).await, Prices::open(db.clone()).await.unwrap());
+        Self { server, prices, engine: EngineCounts::default() }
+    }
+
+    /// A price of so many nano-dollars per output token.
+    async fn price(&self, output: i64) -> Price {
+        let rates = Rates { output: output * 1_000_000, ..Rates::default() };
+        self.prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap()
+    }
+
+    /// Requests of one token each, paid for.
+    async fn use_up(&self, account: &AccountName, base: &str, price: Option<&Price>, requests: usize) {
+        let one = async || {
+            let request = NewRequest {
+                base: base.to_owned(),
+                price_version: price.map(|price| price.version),
+                ..request(account)
+            };
+            let cost = price.map_or(0, |price| price.rates.output / 1_000_000);
+            let charge = match cost {
+                0 => None,
+                cost => self.server.wallets.reserve(&spender(account), cost, cost).await.unwrap().unwrap().settle(cost),
+            };
+            self.server.journal.begin(&request).await.unwrap();
+            let used = Quantities { completion_tokens: 1, ..Quantities::default() };
+            self.engine.add(account.as_str(), base, used);
+            assert!(self.server.journal.settle(&request.id, used, Finish::Stop, charge).await.unwrap());
+        };
+        futures::future::join_all((0..requests).map(|_| one())).await;
+        self.server.wallets.give_back_all().await.unwrap();
+    }
+
+    async fn rerate(&self, account: &AccountName, asked: &Rerating, apply: bool) -> Rerated {
+        self.server.ledger.rerate(&self.prices, account, asked, apply).await.unwrap()
+    }
+
+    async fn check(&self, account: &AccountName, adjusted: Nano) {
+        let found = reconcile(&self.server.journal, &self.engine, now_ms()).await.unwrap();
+        assert_eq!(found.differences, 0, "{found:?}");
+        assert_eq!(self.server.book(account, Book::Adjustment).await, adjusted);
+        let statement = self.server.ledger.statement(account, Month::of_ms(now_ms())).await.unwrap();
+        let corrections: Nano = statement.corrections.iter().map(|line| line.amount).sum();
+        let credits: Nano = statement.credits.iter().map(|line| line.amount).sum();
+        let charges: Nano = statement.charges.iter().map(|line| line.amount).sum();
+        assert_eq!(corrections, -adjusted, "{statement:?}");
+        assert_eq!(statement.opening + credits + charges + corrections, statement.closing);
+    }
+}
+
+fn all_at(version: i64) -> Rerating {
+    Rerating { version, from_ms: 0, to_ms: i64::MAX, model: None, instead_of: None }
+}
+
+const fn posted(requests: u64, before: Nano, after: Nano) -> Rerated {
+    Rerated { requests, before, after, posted: after - before, outcome: RerateOutcome::Posted }
+}
+
+const UNCHANGED: Rerated = Rerated { requests: 0, before: 0, after: 0, posted: 0, outcome: RerateOutcome::Unchanged };
+
+#[tokio::test]
+async fn a_difference_is_posted_once_and_later_ones_build_on_it() {
+    for db in databases().await {
+        let acme = account(&db, "acme").await;
+        let shop = Shop::open(&db).await;
+        let (wrong, right, other) = (shop.price(9).await, shop.price(2).await, shop.price(5).await);
+        // More than fit into one transaction.
+        shop.use_up(&acme, "mini", Some(&wrong), 520).await;
+        shop.use_up(&acme, "mini", Some(&right), 10).await;
+        shop.use_up(&acme, "maxi", None, 3).await;
+        let rows = shop.server.journal.list(&acme, None, 1000).await.unwrap();
+        let asked = Rerating { instead_of: Some(wrong.version), ..all_at(right.version) };
+        let planned = shop.rerate(&acme, &asked, false).await;
+        assert_eq!(planned, Rerated { posted: 0, outcome: RerateOutcome::Planned, ..posted(520, 4680, 1040) });
+        shop.check(&acme, 0).await;
+
+        // The second page's commit is lost: the repeat goes on behind it.
+        let failing = Ledger::with_faults(db.clone(), faults([None, Some(Fault::Loses)]));
+        failing.rerate(&shop.prices, &acme, &asked, true).await.unwrap_err();
+        let repeats = (0..3).map(|_| shop.rerate(&acme, &asked, true));
+        assert_eq!(futures::future::join_all(repeats).await, [UNCHANGED; 3]);
+        shop.check(&acme, 1040 - 4680).await;
+        assert_eq!(shop.server.journal.list(&acme, None, 1000).await.unwrap(), rows, "rows stay as they were");
+
+        // What was free gets a price, of one model only; then all of it another one, and back.
+        let maxi = Rerating { model: Some("maxi".into()), ..all_at(right.version) };
+        assert_eq!(shop.rerate(&acme, &maxi, true).await, posted(3, 0, 6));
+        assert_eq!(shop.rerate(&acme, &all_at(other.version), true).await, posted(533, 1066, 2665));
+        assert_eq!(shop.rerate(&acme, &all_at(right.version), true).await, posted(533, 2665, 1066));
+        assert_eq!(shop.rerate(&acme, &all_at(right.version), true).await, UNCHANGED);
+        shop.check(&acme, 1040 - 4680 + 6).await;
+        let unknown = shop.server.ledger.rerate(&shop.prices, &acme, &all_at(99), true).await;
+        assert!(unknown.unwrap_err().to_string().contains("99"));
+        let none = Rerating { to_ms: rows.last().unwrap().started_ms, ..all_at(other.version) };
+        assert_eq!(shop.rerate(&acme, &none, true).await, UNCHANGED, "the end is not in the range");
+    }
+}
+
+#[tokio::test]
+async fn a_raise_that_a_prepaid_account_cannot_pay_is_refused_by_name_and_possible_later() {
+    for db in databases().await {
+        let acme = prepaid(&db, "acme", 20).await;
+        let shop = Shop::open(&db).await;
+        let (low, high) = (shop.price(2).await, shop.price(6).await);
+        shop.use_up(&acme, "mini", Some(&low), 4).await;
+        let refused =
+            Rerated { posted: 0, outcome: RerateOutcome::Refused(Refusal::InsufficientCredit), ..posted(4, 8, 24) };
+        assert_eq!(shop.rerate(&acme, &all_at(high.version), false).await, refused);
+        assert_eq!(shop.rerate(&acme, &all_at(high.version), true).await, refused);
+        assert_eq!(shop.server.ledger.balance(&acme).await.unwrap().available, 12);
+        shop.check(&acme, 0).await;
+        let top_up = billing::Command::TopUp { amount: 4 };
+        shop.server.ledger.apply("more", &acme, &top_up, None, "me").await.unwrap().unwrap();
+        assert_eq!(shop.rerate(&acme, &all_at(high.version), true).await, posted(4, 8, 24));
+        assert_eq!(shop.server.ledger.balance(&acme).await.unwrap().available, 0);
+        shop.check(&acme, 16).await;
+    }
+}
