@@ -22,6 +22,7 @@ from datetime import date
 from pathlib import Path
 
 import engines
+import own
 import report
 import rows
 from environments import FILES, NotInstalled, write_files
@@ -161,7 +162,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, path: Path) -> None:
     write_files()
-    fresh = {"date": "", "machine": {}, "limits": {}, "versions": {}, "agreement": {}, "unmeasured": {}, "figures": {}}
+    fresh = {"date": "", "machine": {}, "limits": {}, "versions": {}, "agreement": {}, "unmeasured": {}, "figures": {}, "own": {}}
     results = json.loads(path.read_text()) if options.add and path.exists() else fresh
     results |= {"date": date.today().isoformat(), "machine": describe()}
 
@@ -188,8 +189,19 @@ def run(options: argparse.Namespace, path: Path) -> None:
             except FAILURES as error:
                 results["unmeasured"][peer] = str(error)
                 print(f"{peer}: {error}", file=sys.stderr)
+    if "myriad-bf16" in peers and not options.rows and not options.quick and options.rounds != 0:
+        measure_own(results, quiet)
     quiet.give_back()
     save()
+
+
+def measure_own(results: dict, quiet: Quiet) -> None:
+    for name, measurement in (("prefix_hit", own.prefix_hit), ("start_to_answer", own.start_to_answer)):
+        quiet.take()
+        try:
+            results["own"][name] = measurement()
+        except FAILURES as error:
+            results["unmeasured"][f"myriad-bf16 {name}"] = str(error)
 
 
 def installed(names: list[str], results: dict) -> list[str]:
