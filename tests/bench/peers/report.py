@@ -26,6 +26,8 @@ def text(results: dict) -> str:
     figures, machine = Figures(results), results["machine"]
     lines = [f"{results['date']}, {machine['cores']} cores of {machine['cpu']}, {' '.join(machine['instructions'])}"]
     lines.append(", ".join(f"{name} {value}" for name, value in results["limits"].items()) or "limits of the machine: not measured")
+    if results.get("disturbed"):
+        lines.append(f"measurements that other processes disturbed each time: {results['disturbed']}")
     lines += ["", *table(figures, results), "", *targets(figures, results["limits"]), *own(results.get("own", {}), figures)]
     return "\n".join(lines)
 
