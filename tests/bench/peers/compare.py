@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Myriad against llama.cpp's server, OpenVINO GenAI, transformers + peft and mistral.rs on this machine's CPU, in one run.
 
-    tests/bench/peers/compare.py                       all: about 20 minutes, and as many the first time (installing, writing files)
-    tests/bench/peers/compare.py --quick               the short rows in one round: about 4 minutes
+    tests/bench/peers/compare.py                       all: about 25 minutes, and 15 more the first time (installing, writing files)
+    tests/bench/peers/compare.py --quick               the short rows in one round: about 5 minutes
     tests/bench/peers/compare.py --peers llama.cpp-bf16 --rows decode-8-distinct --add     one figure into the last run's results
     tests/bench/peers/compare.py --report              the tables of the last run again
 
