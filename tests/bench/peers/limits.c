@@ -42,15 +42,14 @@ static void *read_all(void *argument) {
 /* Sixteen sums that do not wait for each other, each in a register of its own: an array would be kept in memory. */
 #define ALL(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
 #define START(n) s##n = start;
-#define STEP(n) s##n = STEP_OF(s##n);
-#define END(n) job->result ^= *(uint64_t *)&s##n;
+/* The empty assembly keeps the compiler from leaving a sum out that nobody reads. */
+#define STEP(n) s##n = STEP_OF(s##n); __asm__ volatile("" : "+v"(s##n));
 #define PRODUCT(name, vector, zero)                                                            \
     static void *name(void *argument) {                                                        \
-        struct job *job = argument;                                                            \
+        (void)argument;                                                                        \
         vector start = zero, s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, s15; \
         ALL(START)                                                                             \
         for (long i = 0; i < STEPS; i++) { ALL(STEP) }                                         \
-        ALL(END)                                                                               \
         return NULL;                                                                           \
     }
 

@@ -26,7 +26,9 @@ def text(results: dict) -> str:
     figures, machine = Figures(results), results["machine"]
     lines = [f"{results['date']}, {machine['cores']} cores of {machine['cpu']}, {' '.join(machine['instructions'])}"]
     lines.append(", ".join(f"{name} {value}" for name, value in results["limits"].items()) or "limits of the machine: not measured")
-    lines += ["", *table(figures, results), "", *targets(figures, results["limits"])]
+    if results.get("disturbed"):
+        lines.append(f"measurements that other processes disturbed each time: {results['disturbed']}")
+    lines += ["", *table(figures, results), "", *targets(figures, results["limits"]), *own(results.get("own", {}), figures)]
     return "\n".join(lines)
 
 
@@ -80,6 +82,17 @@ def targets(figures: Figures, limits: dict) -> list[str]:
         own = figures.of("myriad-bf16", f"decode-{requests}-none")
         goal(f"decode, {requests} requests, as many adapters: of our own without", 0.7, figures.of("myriad-bf16", row), own)
     lines.append(mixed_ranks(figures))
+    return lines
+
+
+def own(measured: dict, figures: Figures) -> list[str]:
+    lines = []
+    if first := figures.of("myriad-bf16", "prompt-16"):
+        lines.append(f"| time to first token, prompt of 16 tokens, idle server | 1.1 forwards | {16e3 / first:.1f} ms |")
+    if hit := measured.get("prefix_hit"):
+        lines.append(f"| prompt of 2,000 tokens, cached: x of the miss | at most 0.05 | {hit['ratio']:.3f} ({hit['hit_ms']:.1f} of {hit['miss_ms']:,.0f} ms) |")
+    if start := measured.get("start_to_answer"):
+        lines.append(f"| start to first answer, 0.5B parameters in the page cache | at most 1.5 s | {start['seconds']:.2f} s |")
     return lines
 
 
