@@ -87,7 +87,7 @@ impl Ledger {
     }
 
     pub(crate) async fn commit(&self, transaction: DbTransaction) -> Result<(), BillingError> {
-        Ok(self.faults.commit(transaction).await?)
+        Ok(self.faults.commit(transaction.commit()).await?)
     }
 
     pub async fn balance(&self, account: &AccountName) -> Result<Balance, BillingError> {
