@@ -114,15 +114,16 @@ impl Ledger {
             }
             let refused = matches!(rerated.outcome, RerateOutcome::Refused(_));
             if apply && !refused && !page.differing.is_empty() {
-                rerated.outcome = match correct(&mut transaction, account, asked.version, &page).await? {
-                    Ok(()) => {
-                        self.commit(transaction).await?;
-                        rerated.posted += page.difference();
-                        RerateOutcome::Posted
-                    }
-                    // Not even the refusal is written: once there is credit, a repeat goes on here.
-                    Err(refusal) => RerateOutcome::Refused(refusal),
-                };
+                rerated.outcome =
+                    match correct(&mut transaction, self.db().kind(), account, asked.version, &page).await? {
+                        Ok(()) => {
+                            self.commit(transaction).await?;
+                            rerated.posted += page.difference();
+                            RerateOutcome::Posted
+                        }
+                        // Not even the refusal is written: once there is credit, a repeat goes on here.
+                        Err(refusal) => RerateOutcome::Refused(refusal),
+                    };
             }
             match page.last {
                 Some(last) => after = last,
@@ -198,6 +199,7 @@ fn differs(row: &DbRow, from_version: Option<i64>, before: Nano, after: Nano) ->
 /// Posts a page's difference and writes down for which requests. After a refusal nothing may be committed.
 async fn correct(
     transaction: &mut DbTransaction,
+    kind: DbKind,
     account: &AccountName,
     version: i64,
     page: &Page,
@@ -215,10 +217,9 @@ async fn correct(
             return Ok(Err(refusal));
         }
     }
-    // Numbered parameters are understood by both databases.
     let sql = format!(
         "INSERT INTO corrections (request_id, number, account, from_version, price_version, transaction_id, created_ms) {}",
-        DbKind::Postgres.values(page.differing.len(), 7)
+        kind.values(page.differing.len(), 7)
     );
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false);
     let now = now_ms();

@@ -179,8 +179,10 @@ pub async fn credit(
         Some(seconds) => platform.ledger.grant_until(&id, &name, (amount, seconds * 1000), memo).await?,
     };
     let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
-    let detail =
-        json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "expires_at": expires_at, "outcome": said });
+    let mut detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
+    if let Some(seconds) = expires_at {
+        detail["expires_at"] = seconds.into();
+    }
     platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
     tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
     if let Err(refusal) = outcome {
