@@ -375,6 +375,12 @@ mod tests {
     }
 
     #[test]
+    fn each_migration_has_a_number_of_its_own() {
+        let versions: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
+        assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
+    }
+
+    #[test]
     fn parameters_are_numbered_row_by_row() {
         assert_eq!(DbKind::Postgres.values(2, 3), "VALUES ($1, $2, $3), ($4, $5, $6)");
         assert_eq!(DbKind::Sqlite.values(2, 3), "VALUES (?, ?, ?), (?, ?, ?)");
