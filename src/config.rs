@@ -46,6 +46,10 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_DTYPE", value_enum, value_name = "TYPE", default_value = "auto")]
     pub dtype: DTypeChoice,
 
+    /// Round the base model's weights further; adapters and the KV cache stay bf16
+    #[arg(long, env = "MYRIAD_QUANTIZATION", value_enum, value_name = "KIND", conflicts_with = "dtype")]
+    pub quantization: Option<Quantization>,
+
     /// Instruction set of the kernels; answers are bit-identical within one
     #[arg(long, env = "MYRIAD_CPU", value_enum, value_name = "PATH", default_value = "auto")]
     pub cpu: CpuChoice,
@@ -155,8 +159,15 @@ pub enum DTypeChoice {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 8 bits, a scale for each output
+    Int8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum CpuChoice {
     Auto,
+    Avx512Bf16,
     Avx512,
     Avx2,
     Portable,

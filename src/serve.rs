@@ -17,11 +17,11 @@ use gateway::{Accounts, Audit, Metrics, Outside, Platform, Replies, ServedModel,
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
 use serving_engine::{BaseModel, Engine, Limits};
-use tensor::DType;
 use tensor::cpu::{Cpu, Path as CpuPath, Pool};
+use tensor::{DType, Format};
 use text::Text;
 
-use crate::config::{ConfigError, CpuChoice, DTypeChoice, LogFormat, ServeConfig};
+use crate::config::{ConfigError, CpuChoice, DTypeChoice, LogFormat, Quantization, ServeConfig};
 use crate::credentials::{self, Credentials, Entry};
 use data_dir::DataDir;
 use first_screen::{FirstScreen, KeyNote};
@@ -95,7 +95,7 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
         return Err(ServeError::AccountIsOrganisation(account.to_string()));
     }
     let loaded = load(&config, &sources, &cpu)?;
-    let device = format!("cpu {} {}", cpu.path.name(), loaded.first().map_or("", |model| model.dtype.name()));
+    let device = format!("cpu {} {}", cpu.path.name(), loaded.first().map_or("", |model| model.format.name()));
 
     let database = config.database.clone().unwrap_or_else(|| crate::database::default_url(data.path()));
     let blobs = config.blobs.clone().unwrap_or_else(|| format!("file:{}", data.join("blobs").display()));
@@ -186,6 +186,7 @@ fn bootstrap_key(config: &ServeConfig) -> Result<Option<String>, ServeError> {
 fn cpu(config: &ServeConfig) -> Result<Cpu, ServeError> {
     let path = match config.cpu {
         CpuChoice::Auto => CpuPath::detect(),
+        CpuChoice::Avx512Bf16 => CpuPath::Avx512Bf16,
         CpuChoice::Avx512 => CpuPath::Avx512,
         CpuChoice::Avx2 => CpuPath::Avx2,
         CpuChoice::Portable => CpuPath::Portable,
@@ -209,17 +210,18 @@ async fn locate(config: &ServeConfig, data: &Path) -> Result<Vec<ModelSource>, S
 struct Loaded {
     id: Arc<str>,
     executor: Box<dyn Executor>,
-    dtype: DType,
+    format: Format,
     text: Text,
     defaults: GenerationDefaults,
 }
 
 fn load(config: &ServeConfig, sources: &[ModelSource], cpu: &Cpu) -> Result<Vec<Loaded>, ServeError> {
     let options = LoadOptions {
-        dtype: match config.dtype {
-            DTypeChoice::Auto => None,
-            DTypeChoice::F32 => Some(DType::F32),
-            DTypeChoice::Bf16 => Some(DType::Bf16),
+        format: match (config.quantization, config.dtype) {
+            (Some(Quantization::Int8), _) => Some(Format::Int8),
+            (None, DTypeChoice::Auto) => None,
+            (None, DTypeChoice::F32) => Some(Format::Plain(DType::F32)),
+            (None, DTypeChoice::Bf16) => Some(Format::Plain(DType::Bf16)),
         },
         kv_bytes: config.kv_memory_mib as usize * MIB,
         slots: config.adapter_slots,
@@ -228,7 +230,7 @@ fn load(config: &ServeConfig, sources: &[ModelSource], cpu: &Cpu) -> Result<Vec<
         let executor = model::load(&source.folder, &options, cpu)?;
         Ok(Loaded {
             id: source.id.as_str().into(),
-            dtype: executor.dtype(),
+            format: executor.format(),
             executor: Box::new(executor),
             text: Text::load(&source.folder)?,
             defaults: GenerationDefaults::load(&source.folder)?,
@@ -250,7 +252,7 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
     let bases = loaded.iter().map(|model| adapter_store::Base {
         id: model.id.to_string(),
         shape: model.executor.shape().clone(),
-        dtype: model.dtype,
+        dtype: model.format.dtype(),
     });
     let adapter_bytes = config.adapter_memory_mib as usize * MIB;
     let store = AdapterStore::new(db.clone(), blobs, bases.collect(), adapter_bytes);

@@ -5,7 +5,7 @@ use half::f16;
 use model::{Linear, Site};
 use safetensors::Dtype;
 use serde_json::json;
-use tensor::cpu::lora::Numbers;
+use tensor::cpu::{LANES, Numbers};
 
 use crate::build::*;
 
@@ -109,11 +109,13 @@ async fn the_same_adapter_written_another_way_is_the_same_and_any_other_answer_i
     assert_eq!(half.check(&store).unwrap().digest, whole.check(&store).unwrap().digest);
 }
 
-/// B (A x) of one module, as the image holds it, at one output.
-fn product(numbers: (Numbers<'_>, Numbers<'_>), ranks: usize, outputs: usize, x: &[f32], output: usize) -> f32 {
-    let (Numbers::F32(a), Numbers::F32(b)) = numbers else { panic!("an f32 image") };
-    let shrunk = (0..ranks).map(|rank| x.iter().zip(a.chunks(ranks)).map(|(x, row)| x * row[rank]).sum::<f32>());
-    shrunk.zip(b.chunks(outputs)).map(|(value, row)| value * row[output]).sum()
+/// B (A x) of the first module of an f32 image with at most 16 ranks, at one output.
+fn product(site: &model::image::SiteUpdate<'_>, x: &[f32], output: usize) -> f32 {
+    let module = site.modules[0].unwrap();
+    let (Numbers::F32(a), Numbers::F32(b)) = (site.a, module.b) else { panic!("an f32 image") };
+    let shrunk = (0..module.ranks).map(|rank| x.iter().zip(a.chunks(site.ranks)).map(|(x, row)| x * row[rank]).sum());
+    let panel = &b[output / LANES * LANES * module.ranks..];
+    shrunk.zip(panel.chunks(LANES)).map(|(value, row): (f32, _)| value * row[output % LANES]).sum()
 }
 
 #[tokio::test]
@@ -131,7 +133,7 @@ async fn the_image_multiplies_as_the_formula_says() {
         let site = image.site(0, Site::Qkv).unwrap();
         let (outputs, inputs) = shape().linear(Linear::Q);
         let x: Vec<f32> = (0..inputs).map(|input| (input % 7) as f32 - 3.0).collect();
-        let found = product((site.a, site.expand[0].b), site.ranks, outputs, &x, outputs - 1);
+        let found = product(&site, &x, outputs - 1);
         let rank = RANK as f32;
         let scale = pattern.unwrap_or(alpha) / if rslora { rank.sqrt() } else { rank };
         let expected = scale * rank * 0.02 * 0.02 * x.iter().sum::<f32>();

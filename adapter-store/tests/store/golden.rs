@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use adapter_store::{PeftConfig, tensors};
 use model::{
-    AdapterImage, Ask, CpuExecutor, DType, Executor, ImageBuilder, LoadOptions, ModelConfig, PageTable, RowOutput,
-    Runs, SampleRow, Sampling, Slot, Step,
+    AdapterImage, Ask, CpuExecutor, DType, Executor, Format, ImageBuilder, LoadOptions, ModelConfig, PageTable,
+    RowOutput, Runs, SampleRow, Sampling, Slot, Step,
 };
 use platform::Digest;
 use safetensors::SafeTensors;
@@ -15,6 +15,8 @@ use tensor::cpu::{Cpu, Path as CpuPath, Pool};
 
 /// Largest error of a log-probability that is allowed, in f32.
 const TOLERANCE: f32 = 1e-3;
+const WHOLE: Format = Format::Plain(DType::F32);
+const HALF: Format = Format::Plain(DType::Bf16);
 /// How much worse than transformers' own bf16 ours may be.
 const BF16_MARGIN: f64 = 1.1;
 
@@ -34,9 +36,9 @@ fn tokens(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|token| token.as_u64().unwrap() as u32).collect()
 }
 
-fn load(folder: &Path, dtype: DType, path: CpuPath) -> CpuExecutor {
+fn load(folder: &Path, format: Format, path: CpuPath) -> CpuExecutor {
     let cpu = Cpu { path, pool: Arc::new(Pool::new(2)) };
-    model::load(folder, &LoadOptions { dtype: Some(dtype), kv_bytes: 8 << 20, slots: 1 }, &cpu).unwrap()
+    model::load(folder, &LoadOptions { format: Some(format), kv_bytes: 8 << 20, slots: 1 }, &cpu).unwrap()
 }
 
 /// The image of a PEFT folder, read and bound as an upload is.
@@ -151,8 +153,8 @@ fn adapters(folder: &Path) -> Vec<PathBuf> {
 fn every_family_and_kind_of_adapter_answers_as_the_reference_does() {
     let mut cases = 0;
     for folder in models() {
-        for path in [CpuPath::Avx512, CpuPath::Avx2, CpuPath::Portable].into_iter().filter(|path| path.available()) {
-            let mut executor = load(&folder, DType::F32, path);
+        for path in CpuPath::ALL.into_iter().filter(|path| path.available()) {
+            let mut executor = load(&folder, WHOLE, path);
             let mut worst = check(&folder, "base", &mut executor, Slot::BASE);
             for adapter in adapters(&folder) {
                 let image = image(&adapter, &executor);
@@ -168,39 +170,71 @@ fn every_family_and_kind_of_adapter_answers_as_the_reference_does() {
 }
 
 #[test]
-fn bf16_is_as_near_to_f32_as_transformers_own() {
+fn bf16_is_as_near_to_f32_as_transformers_own_on_every_path() {
     for folder in models() {
         let known = json(&folder.join("expected/bf16.json"));
-        let (mut whole, mut half) =
-            (load(&folder, DType::F32, CpuPath::detect()), load(&folder, DType::Bf16, CpuPath::detect()));
-        for (case, reference) in known["cases"].as_object().unwrap() {
-            let slot = if case == "base" { Slot::BASE } else { Slot(1) };
-            if slot != Slot::BASE {
-                let adapter = folder.join("adapters").join(case);
-                for executor in [&mut whole, &mut half] {
-                    let image = image(&adapter, executor);
-                    executor.bind(slot, image).unwrap();
+        let mut whole = load(&folder, WHOLE, CpuPath::detect());
+        for path in CpuPath::ALL.into_iter().filter(|path| path.available()) {
+            let mut half = load(&folder, HALF, path);
+            // The widening paths differ in nothing but the order of a lane's arithmetic: one of them reads all prompts.
+            let few = path != CpuPath::detect() && path != CpuPath::Avx512Bf16;
+            for (case, reference) in known["cases"].as_object().unwrap() {
+                let slot = if case == "base" { Slot::BASE } else { Slot(1) };
+                if slot != Slot::BASE {
+                    let adapter = folder.join("adapters").join(case);
+                    for executor in [&mut whole, &mut half] {
+                        let image = image(&adapter, executor);
+                        executor.bind(slot, image).unwrap();
+                    }
+                }
+                let prompts: Vec<Vec<u32>> = known["prompts"].as_array().unwrap().iter().map(tokens).collect();
+                let read = if few { prompts.len().div_ceil(8) } else { prompts.len() };
+                let (mut sum, mut positions) = (0.0, 0);
+                for prompt in &prompts[..read] {
+                    let (p, _) = run(&mut whole, slot, prompt, 1);
+                    let (q, _) = run(&mut half, slot, prompt, 1);
+                    for (p, q) in p.iter().zip(&q) {
+                        sum += p.iter().zip(q).map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q)).sum::<f64>();
+                        positions += 1;
+                    }
+                }
+                let (ours, theirs) = (sum / f64::from(positions), reference["mean_kl"].as_f64().unwrap());
+                let (name, path) = (folder.file_name().unwrap().to_string_lossy(), path.name());
+                println!("{name} {case} {path}: KL {ours:.2e}, transformers {theirs:.2e}");
+                assert!(few || positions >= 2048, "{name} {case}: only {positions} positions");
+                assert!(ours <= theirs * BF16_MARGIN, "{name} {case} {path}: KL {ours} against {theirs}");
+            }
+        }
+    }
+}
+
+/// What 8-bit weights cost, on random weights, which are harder to round than trained ones: printed, and bounded loosely.
+#[test]
+fn eight_bit_weights_stay_near_to_f32_on_every_path() {
+    for folder in models() {
+        let known = json(&folder.join("expected/bf16.json"));
+        let prompts: Vec<Vec<u32>> = known["prompts"].as_array().unwrap().iter().take(8).map(tokens).collect();
+        let mut whole = load(&folder, WHOLE, CpuPath::detect());
+        let exact: Vec<_> = prompts.iter().map(|prompt| run(&mut whole, Slot::BASE, prompt, 1).0).collect();
+        for path in CpuPath::ALL.into_iter().filter(|path| path.available()) {
+            let mut rounded = load(&folder, Format::Int8, path);
+            let (mut kl, mut losses, mut positions) = (0.0, [0.0, 0.0], 0.0);
+            for (prompt, exact) in prompts.iter().zip(&exact) {
+                let (found, _) = run(&mut rounded, Slot::BASE, prompt, 1);
+                for (at, (p, q)) in exact.iter().zip(&found).enumerate() {
+                    kl += p.iter().zip(q).map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q)).sum::<f64>();
+                    positions += 1.0;
+                    if let Some(&next) = prompt.get(at + 1) {
+                        losses[0] -= f64::from(p[next as usize]);
+                        losses[1] -= f64::from(q[next as usize]);
+                    }
                 }
             }
-            let (mut sum, mut positions) = (0.0, 0);
-            for prompt in known["prompts"].as_array().unwrap().iter().map(tokens) {
-                let (p, _) = run(&mut whole, slot, &prompt, 1);
-                let (q, _) = run(&mut half, slot, &prompt, 1);
-                for (p, q) in p.iter().zip(&q) {
-                    sum += p.iter().zip(q).map(|(&p, &q)| f64::from(p).exp() * f64::from(p - q)).sum::<f64>();
-                    positions += 1;
-                }
-            }
-            let (ours, theirs) = (sum / f64::from(positions), reference["mean_kl"].as_f64().unwrap());
-            println!(
-                "{} {case}: KL {ours:.2e}, transformers {theirs:.2e}",
-                folder.file_name().unwrap().to_string_lossy()
-            );
-            assert!(
-                positions >= 2048 && ours <= theirs * BF16_MARGIN,
-                "{} {case}: KL {ours} against {theirs}",
-                folder.display()
-            );
+            let pairs = positions - prompts.len() as f64;
+            let [before, after] = losses.map(|loss| (loss / pairs).exp());
+            let (name, kl) = (folder.file_name().unwrap().to_string_lossy(), kl / positions);
+            println!("{name} {}: int8 KL {kl:.2e}, perplexity {before:.3} -> {after:.3}", path.name());
+            assert!(kl < 5e-2, "{name} {}: KL {kl}", path.name());
         }
     }
 }

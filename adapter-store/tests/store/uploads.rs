@@ -102,7 +102,8 @@ async fn an_upload_for_another_base_under_the_same_name_leaves_nothing() {
 }
 
 fn image_file(folder: &Path) -> std::path::PathBuf {
-    let mut images = std::fs::read_dir(folder.join("blobs/images/v1")).unwrap();
+    let folder = folder.join(format!("blobs/images/v{}", model::image::IMAGE_VERSION));
+    let mut images = std::fs::read_dir(folder).unwrap();
     images.next().unwrap().unwrap().path()
 }
 

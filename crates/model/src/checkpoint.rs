@@ -1,8 +1,10 @@
 //! Weights in safetensors files: mapped, found by name, and every tensor accounted for.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -19,7 +21,8 @@ pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Mmap>,
     tensors: BTreeMap<String, Entry>,
-    taken: BTreeSet<String>,
+    /// What was read. Behind a lock, as several threads read.
+    taken: Mutex<BTreeSet<String>>,
 }
 
 struct Entry {
@@ -38,7 +41,7 @@ pub struct TensorView<'a> {
 impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut checkpoint =
-            Self { folder: folder.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), taken: BTreeSet::new() };
+            Self { folder: folder.to_owned(), shards: Vec::new(), tensors: BTreeMap::new(), taken: Mutex::default() };
         for shard in shard_paths(folder)? {
             checkpoint.add(&shard)?;
         }
@@ -74,7 +77,7 @@ impl Checkpoint {
     }
 
     /// The tensor of that name, which must have that shape.
-    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
+    pub fn take(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, ModelError> {
         let folder = self.folder.clone();
         let Some(entry) = self.tensors.get(name) else {
             return Err(ModelError::MissingTensor { folder, name: name.to_owned() });
@@ -86,20 +89,21 @@ impl Checkpoint {
         if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(ModelError::TensorType { folder, name: name.to_owned(), dtype: format!("{:?}", entry.dtype) });
         }
-        self.taken.insert(name.to_owned());
+        self.ignore(name);
         Ok(TensorView { dtype: entry.dtype, bytes: &self.shards[entry.shard][entry.bytes.clone()] })
     }
 
     /// Marks a tensor that the model does not read, and may be there.
-    pub fn ignore(&mut self, name: &str) {
-        self.taken.insert(name.to_owned());
+    pub fn ignore(&self, name: &str) {
+        self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(name.to_owned());
     }
 
     /// Whether every tensor was taken: one that belongs nowhere means that this is not the model it seems to be.
     pub fn finish(&self) -> Result<(), ModelError> {
         // Old checkpoints carry the rotary frequencies, which follow from the configuration.
         let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq");
-        match self.tensors.keys().find(|name| !self.taken.contains(*name) && !harmless(name)) {
+        let taken = self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match self.tensors.keys().find(|name| !taken.contains(*name) && !harmless(name)) {
             Some(name) => Err(ModelError::UnknownTensor { folder: self.folder.clone(), name: name.clone() }),
             None => Ok(()),
         }
@@ -115,11 +119,12 @@ impl TensorView<'_> {
         }
     }
 
-    /// Rounded to nearest, ties to even.
-    pub fn to_bf16(&self) -> Vec<bf16> {
-        match self.dtype {
-            Dtype::BF16 => words(self.bytes).map(bf16::from_le_bytes).collect(),
-            _ => self.to_f32().into_iter().map(bf16::from_f32).collect(),
+    /// The bits of bf16, rounded to nearest, ties to even; those of the file where it has them.
+    pub fn bf16_bits(&self) -> Cow<'_, [u16]> {
+        match (self.dtype, bytemuck::try_cast_slice(self.bytes)) {
+            (Dtype::BF16, Ok(bits)) if cfg!(target_endian = "little") => Cow::Borrowed(bits),
+            (Dtype::BF16, _) => words(self.bytes).map(u16::from_le_bytes).collect(),
+            _ => self.to_f32().into_iter().map(|value| bf16::from_f32(value).to_bits()).collect(),
         }
     }
 }

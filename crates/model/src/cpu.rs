@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use tensor::cpu::{Cpu, sample};
-use tensor::{DType, NotANumber, RowOutput};
+use tensor::{DType, Format, NotANumber, RowOutput};
 
 use crate::error::ModelError;
 use crate::executor::{Executor, ExecutorError, PoolShape, Slot, Step, Ticket};
-use crate::forward::{PAGE_TOKENS, Pages, Weights};
+use crate::forward::{PAGE_TOKENS, Pages, Weights, Work};
 use crate::image::AdapterImage;
 use crate::shape::ModelShape;
 
@@ -16,7 +16,7 @@ use crate::shape::ModelShape;
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
     /// `None`: bf16 where this CPU widens it as fast as it reads it, else f32.
-    pub dtype: Option<DType>,
+    pub format: Option<Format>,
     /// Memory for K and V, in bytes.
     pub kv_bytes: usize,
     /// Adapter slots beside the base's.
@@ -28,8 +28,9 @@ const PAGES: usize = 8;
 
 /// Loads a model folder onto the CPU.
 pub fn load(folder: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<CpuExecutor, ModelError> {
-    let dtype = options.dtype.unwrap_or_else(|| cpu.path.best_dtype());
-    let weights = Weights::load(folder, dtype)?;
+    let format = options.format.unwrap_or_else(|| Format::Plain(cpu.path.best_dtype()));
+    let dtype = format.dtype();
+    let weights = Weights::load(folder, format, cpu)?;
     let page = Pages::bytes_per_page(&weights.config, dtype);
     // More pages than the longest conversations of all running requests could fill are never touched.
     let pages = options.kv_bytes / page;
@@ -38,9 +39,10 @@ pub fn load(folder: &Path, options: &LoadOptions, cpu: &Cpu) -> Result<CpuExecut
         return Err(ModelError::KvMemory { pages: pages as u64, needed_mib });
     }
     let pages = Pages::new(&weights.config, dtype, u32::try_from(pages).unwrap_or(u32::MAX));
-    let fingerprint = format!("myriad-{}-cpu-{}-{}", env!("CARGO_PKG_VERSION"), cpu.path.name(), dtype.name());
+    let fingerprint = format!("myriad-{}-cpu-{}-{}", env!("CARGO_PKG_VERSION"), cpu.path.name(), format.name());
     let slots = vec![None; options.slots as usize + 1];
-    Ok(CpuExecutor { cpu: cpu.clone(), weights, pages, slots, dtype, fingerprint, ready: None, tickets: 0 })
+    let work = Work::new(&weights.config, cpu.path.activations(dtype));
+    Ok(CpuExecutor { cpu: cpu.clone(), weights, pages, slots, work, format, fingerprint, ready: None, tickets: 0 })
 }
 
 pub struct CpuExecutor {
@@ -48,7 +50,8 @@ pub struct CpuExecutor {
     weights: Weights,
     pages: Pages,
     slots: Vec<Option<Arc<AdapterImage>>>,
-    dtype: DType,
+    work: Work,
+    format: Format,
     fingerprint: String,
     /// The one step that was computed and not collected.
     ready: Option<Vec<Result<RowOutput, NotANumber>>>,
@@ -56,8 +59,13 @@ pub struct CpuExecutor {
 }
 
 impl CpuExecutor {
+    /// How adapters are held.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.format.dtype()
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
     }
 
     fn check(&self, step: &Step) -> Result<(), ExecutorError> {
@@ -113,7 +121,7 @@ impl Executor for CpuExecutor {
     }
 
     fn bind(&mut self, slot: Slot, image: Arc<AdapterImage>) -> Result<(), ExecutorError> {
-        if image.shape() != self.shape() || image.dtype() != self.dtype {
+        if image.shape() != self.shape() || image.dtype() != self.dtype() {
             return Err(ExecutorError::Device("the adapter's image was made for another model or dtype".into()));
         }
         match self.slots.get_mut(slot.0 as usize) {
@@ -136,13 +144,13 @@ impl Executor for CpuExecutor {
         if self.ready.is_some() {
             return Err(ExecutorError::Step("the step before was not collected".into()));
         }
-        let mut logits = self.weights.forward(&self.cpu, &mut self.pages, &self.slots, &step);
-        let rows: Vec<std::sync::Mutex<&mut [f32]>> =
-            logits.chunks_exact_mut(self.weights.config.shape.vocabulary).map(std::sync::Mutex::new).collect();
+        self.weights.forward(&self.cpu, &mut self.pages, &self.slots, &step, &mut self.work);
+        let logits = self.work.logits(self.weights.config.shape.vocabulary);
+        let rows: Vec<std::sync::Mutex<&mut [f32]>> = logits.take(step.asks.len()).map(std::sync::Mutex::new).collect();
         let answers: Vec<std::sync::OnceLock<_>> = rows.iter().map(|_| std::sync::OnceLock::new()).collect();
         self.cpu.pool.run(rows.len(), &|index| {
             let mut logits = rows[index].lock().unwrap_or_else(|e| e.into_inner());
-            let _ = answers[index].set(sample::answer(&step.asks[index].1, &mut logits));
+            let _ = answers[index].set(sample::answer(self.cpu.path, &step.asks[index].1, &mut logits));
         });
         self.ready = Some(answers.into_iter().filter_map(std::sync::OnceLock::into_inner).collect());
         self.tickets += 1;

@@ -1,12 +1,14 @@
 //! The forward pass: a step's rows through every layer, on the CPU.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use tensor::cpu::attention::{self, Cache, Heads, Input, Query};
-use tensor::cpu::lora::{self, Update};
-use tensor::cpu::{Cpu, Matrix, Output, norm};
-use tensor::{DType, Runs};
+use tensor::cpu::attention::{self, Cache, Chunk, Heads, Input, Query, Scratch};
+use tensor::cpu::int8::Quantised;
+use tensor::cpu::lora::{self, Adapters, Update};
+use tensor::cpu::prepare::{self, Norm, Positions};
+use tensor::cpu::{Buffer, Cpu, Epilogue, LANES, Matrix, NumberBuffer, Numbers, Rows, row_stride};
+use tensor::{DType, Format, Runs};
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
@@ -14,8 +16,7 @@ use crate::error::ModelError;
 use crate::executor::{Slot, Step};
 use crate::image::{AdapterImage, Site};
 
-/// Positions per KV page.
-pub const PAGE_TOKENS: usize = 16;
+pub use tensor::cpu::attention::PAGE_TOKENS;
 
 struct Layer {
     input_norm: Vec<f32>,
@@ -50,62 +51,75 @@ pub struct Pages {
 impl Pages {
     pub fn bytes_per_page(config: &ModelConfig, dtype: DType) -> usize {
         let shape = &config.shape;
-        2 * shape.layers * shape.kv_heads * shape.head_dim * PAGE_TOKENS * dtype.bytes()
+        2 * shape.layers * shape.kv_heads * heads(config, 0).page_head() * dtype.bytes()
     }
 
     pub fn new(config: &ModelConfig, dtype: DType, pages: u32) -> Self {
-        let shape = &config.shape;
-        let length = pages as usize * shape.kv_heads * shape.head_dim * PAGE_TOKENS;
-        let cache = || match dtype {
-            DType::F32 => Cache::F32(vec![0.0; length]),
-            DType::Bf16 => Cache::Bf16(vec![0; length]),
-        };
-        Self { pages, layers: (0..shape.layers).map(|_| (cache(), cache())).collect() }
+        let cache = |layer| Cache::new(dtype, pages as usize, heads(config, layer));
+        Self { pages, layers: (0..config.shape.layers).map(|layer| (cache(layer), cache(layer))).collect() }
     }
 }
 
-/// Reads tensors into packed matrices of one dtype.
+fn heads(config: &ModelConfig, layer: usize) -> Heads {
+    let shape = &config.shape;
+    let window = config.windows.get(layer).copied().flatten();
+    Heads { heads: shape.heads, kv_heads: shape.kv_heads, head_dim: shape.head_dim, window }
+}
+
+/// Reads tensors into packed matrices of one format.
 struct Loader {
     checkpoint: Checkpoint,
-    dtype: DType,
+    format: Format,
+}
+
+/// A tensor [outputs, inputs] and the panels of a matrix where its outputs go: the first, and the distance to the next.
+struct Part {
+    name: String,
+    outputs: usize,
+    panels: (usize, usize),
 }
 
 impl Loader {
-    fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
+    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         Ok(self.checkpoint.take(name, &[length])?.to_f32())
     }
 
-    /// The named weights [outputs, inputs], one under the other.
-    fn matrix(&mut self, parts: &[(String, usize)], inputs: usize) -> Result<Matrix, ModelError> {
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        match self.dtype {
-            DType::F32 => {
-                let mut all = Vec::with_capacity(outputs * inputs);
-                for (name, outputs) in parts {
-                    all.extend(self.checkpoint.take(name, &[*outputs, inputs])?.to_f32());
+    fn matrix(&self, parts: &[Part], panels: usize, inputs: usize) -> Result<Matrix, ModelError> {
+        let mut matrix = Matrix::zeroed(self.format, panels, inputs);
+        for part in parts {
+            let tensor = self.checkpoint.take(&part.name, &[part.outputs, inputs])?;
+            let (first, every) = part.panels;
+            match self.format {
+                Format::Plain(DType::Bf16) => {
+                    matrix.fill(Numbers::Bf16(&tensor.bf16_bits()), first, every);
                 }
-                Ok(Matrix::pack_f32(&all, outputs, inputs))
-            }
-            DType::Bf16 => {
-                let mut all = Vec::with_capacity(outputs * inputs);
-                for (name, outputs) in parts {
-                    all.extend(self.checkpoint.take(name, &[*outputs, inputs])?.to_bf16());
+                Format::Plain(DType::F32) | Format::Int8 => {
+                    matrix.fill(Numbers::F32(&tensor.to_f32()), first, every);
                 }
-                Ok(Matrix::pack_bf16(&all, outputs, inputs))
             }
         }
+        Ok(matrix)
     }
 
-    fn linears(&mut self, config: &ModelConfig, layer: usize, site: Site) -> Result<Matrix, ModelError> {
-        let inputs = config.shape.linear(site.linears()[0]).1;
-        let parts: Vec<(String, usize)> = (site.linears().iter())
-            .map(|&linear| (format!("model.layers.{layer}.{}.weight", linear.path()), config.shape.linear(linear).0))
-            .collect();
-        self.matrix(&parts, inputs)
+    fn vocabulary(&self, name: &str, config: &ModelConfig) -> Result<Matrix, ModelError> {
+        let (outputs, inputs) = (config.shape.vocabulary, config.shape.hidden);
+        self.matrix(&[Part { name: name.into(), outputs, panels: (0, 1) }], outputs.div_ceil(LANES), inputs)
     }
 
+    fn linears(&self, config: &ModelConfig, layer: usize, site: Site) -> Result<Matrix, ModelError> {
+        let shape = &config.shape;
+        let part = |&linear| Part {
+            name: format!("model.layers.{layer}.{}.weight", crate::Linear::path(linear)),
+            outputs: shape.linear(linear).0,
+            panels: site.panels(shape, linear),
+        };
+        let parts: Vec<Part> = site.linears().iter().map(part).collect();
+        self.matrix(&parts, site.width(shape), shape.linear(site.linears()[0]).1)
+    }
+
+    /// The biases of a site, where its matrix has the outputs.
     fn biases(
-        &mut self,
+        &self,
         config: &ModelConfig,
         layer: usize,
         site: Site,
@@ -114,18 +128,23 @@ impl Loader {
         if !there {
             return Ok(None);
         }
-        let mut all = Vec::new();
+        let mut all = vec![0.0; (site.width(&config.shape) * LANES).next_multiple_of(2 * LANES)];
         for &linear in site.linears() {
             let name = format!("model.layers.{layer}.{}.bias", linear.path());
-            all.extend(self.vector(&name, config.shape.linear(linear).0)?);
+            let (first, every) = site.panels(&config.shape, linear);
+            let values = self.vector(&name, config.shape.linear(linear).0)?;
+            for (panel, values) in values.chunks(LANES).enumerate() {
+                let at = (first + panel * every) * LANES;
+                all[at..at + values.len()].copy_from_slice(values);
+            }
         }
         Ok(Some(all))
     }
 
-    fn layer(&mut self, config: &ModelConfig, layer: usize) -> Result<Layer, ModelError> {
+    fn layer(&self, config: &ModelConfig, layer: usize) -> Result<Layer, ModelError> {
         let shape = &config.shape;
         let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let head_norm = |loader: &mut Self, part: &str| match config.qk_norm {
+        let head_norm = |loader: &Self, part: &str| match config.qk_norm {
             true => loader.vector(&name(part), shape.head_dim).map(Some),
             false => Ok(None),
         };
@@ -147,160 +166,172 @@ impl Loader {
 }
 
 impl Weights {
-    pub fn load(folder: &Path, dtype: DType) -> Result<Self, ModelError> {
+    /// Reads and packs a model folder, layers side by side.
+    pub fn load(folder: &Path, format: Format, cpu: &Cpu) -> Result<Self, ModelError> {
         let config = ModelConfig::load(folder)?;
-        let mut loader = Loader { checkpoint: Checkpoint::open(folder)?, dtype };
-        let (vocabulary, hidden) = (config.shape.vocabulary, config.shape.hidden);
-        let embedding = loader.matrix(&[("model.embed_tokens.weight".into(), vocabulary)], hidden)?;
-        let layers = (0..config.shape.layers).map(|layer| loader.layer(&config, layer)).collect::<Result<_, _>>()?;
-        let norm = loader.vector("model.norm.weight", hidden)?;
+        let loader = Loader { checkpoint: Checkpoint::open(folder)?, format };
+        let embedding = loader.vocabulary("model.embed_tokens.weight", &config)?;
+        let layers: Vec<OnceLock<_>> = (0..config.shape.layers).map(|_| OnceLock::new()).collect();
+        cpu.pool.run(layers.len(), &|layer| {
+            let _ = layers[layer].set(loader.layer(&config, layer));
+        });
+        let layers = layers.into_iter().filter_map(OnceLock::into_inner).collect::<Result<_, _>>()?;
+        let norm = loader.vector("model.norm.weight", config.shape.hidden)?;
         let head = match config.tie_embeddings {
             true => {
                 loader.checkpoint.ignore("lm_head.weight");
                 None
             }
-            false => Some(loader.matrix(&[("lm_head.weight".into(), vocabulary)], hidden)?),
+            false => Some(loader.vocabulary("lm_head.weight", &config)?),
         };
         loader.checkpoint.finish()?;
         Ok(Self { config, embedding, layers, norm, head })
     }
 
-    /// Logits [asks, vocabulary] of the step's asked rows; stores K and V of all its rows.
-    pub fn forward(&self, cpu: &Cpu, pages: &mut Pages, slots: &[Option<Arc<AdapterImage>>], step: &Step) -> Vec<f32> {
-        let shape = &self.config.shape;
+    /// Leaves the logits of the step's asked rows in `work`, and K and V of all its rows in `pages`.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        pages: &mut Pages,
+        slots: &[Option<Arc<AdapterImage>>],
+        step: &Step,
+        work: &mut Work,
+    ) {
         let rows = step.tokens.len();
-        let mut x = vec![0.0; rows * shape.hidden];
-        for (row, &token) in x.chunks_exact_mut(shape.hidden).zip(&step.tokens) {
-            self.embedding.row(token as usize, row);
-        }
+        work.grow(&self.config, rows, step.asks.len());
+        self.embedding.gather(cpu, &step.tokens, &mut work.x, work.stride);
         let plan = Plan::new(&self.config, step);
-        let mut work = Work::new(&self.config, rows);
         for (index, layer) in self.layers.iter().enumerate() {
-            let adapters = Adapters { layer: index, slots, runs: &step.slots };
-            self.attention(cpu, layer, (&mut pages.layers[index], &plan, &adapters), &mut x, &mut work);
-            self.mlp(cpu, layer, &adapters, &mut x, &mut work);
+            let adapters = Slots { layer: index, slots, runs: &step.slots };
+            self.attention(cpu, layer, (&mut pages.layers[index], &plan, &adapters), work);
+            self.mlp(cpu, layer, (&adapters, rows), work);
         }
         let asked = step.asks.len();
-        let mut last = vec![0.0; asked * shape.hidden];
-        for (y, (row, _)) in last.chunks_exact_mut(shape.hidden).zip(&step.asks) {
-            let at = *row as usize * shape.hidden;
-            norm::rms(&x[at..at + shape.hidden], &self.norm, self.config.norm_eps, y);
-        }
-        let mut logits = vec![0.0; asked * shape.vocabulary];
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
-        head.product(cpu, &last, asked, Output { y: &mut logits, stride: shape.vocabulary, bias: None });
-        logits
+        let norm = Norm { weight: &self.norm, eps: self.config.norm_eps };
+        let stride = row_stride(self.config.shape.hidden);
+        let at = |row: usize| step.asks[row].0 as usize;
+        prepare::norm(cpu, norm, (&work.x, work.stride), at, (&mut work.normed, stride, asked));
+        let x = Rows { numbers: work.normed.numbers(), rows: asked, stride, quantised: None };
+        let y = Epilogue::Store { y: &mut work.logits, stride: self.head().width(), bias: None };
+        product(cpu, self.head(), (x, &mut work.quantised), Adapters::NONE, y);
+    }
+
+    fn head(&self) -> &Matrix {
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     fn attention(
         &self,
         cpu: &Cpu,
         layer: &Layer,
-        (cache, plan, adapters): (&mut (Cache, Cache), &Plan<'_>, &Adapters<'_>),
-        x: &mut [f32],
+        (cache, plan, slots): (&mut (Cache, Cache), &Plan<'_>, &Slots<'_>),
         work: &mut Work,
     ) {
         let shape = &self.config.shape;
-        let (hidden, rows) = (shape.hidden, plan.queries.len());
-        let (q_width, kv_width) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
-        let stride = q_width + 2 * kv_width;
-        norm_rows(x, &layer.input_norm, self.config.norm_eps, &mut work.normed);
-        let output = Output { y: &mut work.qkv, stride, bias: layer.qkv_bias.as_deref() };
-        layer.qkv.product(cpu, &work.normed, rows, output);
-        lora::apply(cpu, &adapters.updates(Site::Qkv), &work.normed, hidden, &mut work.qkv, stride);
-        for (row, qkv) in work.qkv.chunks_exact_mut(stride).enumerate() {
-            let (q, rest) = qkv.split_at_mut(q_width);
-            let (k, v) = rest.split_at_mut(kv_width);
-            let (cos, sin) = plan.rotation(row);
-            for (heads, weight) in [(q, &layer.q_norm), (&mut *k, &layer.k_norm)] {
-                for head in heads.chunks_exact_mut(shape.head_dim) {
-                    if let Some(weight) = weight {
-                        norm::rms_in_place(head, weight, self.config.norm_eps);
-                    }
-                    norm::rotate(head, cos, sin);
-                }
-            }
-            let query = &plan.queries[row];
-            let page = query.pages[query.position / PAGE_TOKENS] as usize;
-            let place = query.position % PAGE_TOKENS;
-            for head in 0..shape.kv_heads {
-                let at = ((page * shape.kv_heads + head) * PAGE_TOKENS + place) * shape.head_dim;
-                let part = head * shape.head_dim..(head + 1) * shape.head_dim;
-                cache.0.store(at, &k[part.clone()]);
-                cache.1.store(at, &v[part]);
-            }
-        }
-        let heads = Heads {
-            heads: shape.heads,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            page_tokens: PAGE_TOKENS,
-            window: self.config.windows[adapters.layer],
+        let rows = plan.queries.len();
+        let norm = |weight| Norm { weight, eps: self.config.norm_eps };
+        let stride = row_stride(shape.hidden);
+        let x = (&work.x[..], work.stride);
+        prepare::norm(cpu, norm(&layer.input_norm), x, |row| row, (&mut work.normed, stride, rows));
+        let x = Rows { numbers: work.normed.numbers(), rows, stride, quantised: None };
+        let y = Epilogue::Store { y: &mut work.qkv, stride: layer.qkv.width(), bias: layer.qkv_bias.as_deref() };
+        slots.product(cpu, Site::Qkv, &layer.qkv, (x, &mut work.shrunk, &mut work.quantised), y);
+
+        let heads = heads(&self.config, slots.layer);
+        let (k, v) = (Site::Qkv.panels(shape, crate::Linear::K).0, Site::Qkv.panels(shape, crate::Linear::V).0);
+        let positions = Positions {
+            heads,
+            queries: &plan.queries,
+            cos: &plan.cos,
+            sin: &plan.sin,
+            q_norm: layer.q_norm.as_deref().map(norm),
+            k_norm: layer.k_norm.as_deref().map(norm),
+            k: k * LANES,
+            v: v * LANES,
         };
-        let input = Input { q: &work.qkv, stride, k: &cache.0, v: &cache.1 };
-        attention::attend(cpu, heads, &plan.queries, input, &mut work.attended);
-        let output = Output { y: &mut work.out, stride: hidden, bias: layer.o_bias.as_deref() };
-        layer.o.product(cpu, &work.attended, rows, output);
-        lora::apply(cpu, &adapters.updates(Site::O), &work.attended, q_width, &mut work.out, hidden);
-        add(x, &work.out);
+        let q_stride = row_stride(shape.heads * shape.head_dim);
+        cache.1.clear(heads, &plan.chunks);
+        let (qkv, q) = ((&mut work.qkv[..], layer.qkv.width()), (&mut work.q, q_stride));
+        prepare::positions(cpu, &positions, qkv, q, (&mut cache.0, &mut cache.1));
+        let input = Input { q: work.q.numbers(), stride: q_stride, k: &cache.0, v: &cache.1 };
+        attention::attend(cpu, heads, &plan.chunks, input, &mut work.attended, &mut work.scratch);
+
+        let x = Rows { numbers: work.attended.numbers(), rows, stride: q_stride, quantised: None };
+        let y = Epilogue::Add { y: &mut work.x, stride: work.stride, bias: layer.o_bias.as_deref() };
+        slots.product(cpu, Site::O, &layer.o, (x, &mut work.shrunk, &mut work.quantised), y);
     }
 
-    fn mlp(&self, cpu: &Cpu, layer: &Layer, adapters: &Adapters<'_>, x: &mut [f32], work: &mut Work) {
-        let (hidden, inner) = (self.config.shape.hidden, self.config.shape.intermediate);
-        let rows = x.len() / hidden;
-        norm_rows(x, &layer.post_norm, self.config.norm_eps, &mut work.normed);
-        let output = Output { y: &mut work.gate_up, stride: 2 * inner, bias: layer.gate_up_bias.as_deref() };
-        layer.gate_up.product(cpu, &work.normed, rows, output);
-        lora::apply(cpu, &adapters.updates(Site::GateUp), &work.normed, hidden, &mut work.gate_up, 2 * inner);
-        for (gate_up, active) in work.gate_up.chunks_exact(2 * inner).zip(work.active.chunks_exact_mut(inner)) {
-            active.copy_from_slice(&gate_up[..inner]);
-            norm::silu_times(active, &gate_up[inner..]);
-        }
-        let output = Output { y: &mut work.out, stride: hidden, bias: layer.down_bias.as_deref() };
-        layer.down.product(cpu, &work.active, rows, output);
-        lora::apply(cpu, &adapters.updates(Site::Down), &work.active, inner, &mut work.out, hidden);
-        add(x, &work.out);
-    }
-}
-
-fn norm_rows(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
-        norm::rms(x, weight, eps, y);
+    fn mlp(&self, cpu: &Cpu, layer: &Layer, (slots, rows): (&Slots<'_>, usize), work: &mut Work) {
+        let norm = Norm { weight: &layer.post_norm, eps: self.config.norm_eps };
+        let stride = row_stride(self.config.shape.hidden);
+        prepare::norm(cpu, norm, (&work.x, work.stride), |row| row, (&mut work.normed, stride, rows));
+        let x = Rows { numbers: work.normed.numbers(), rows, stride, quantised: None };
+        let stride = row_stride(self.config.shape.intermediate);
+        let y = Epilogue::Gate { y: &mut work.active, stride, bias: layer.gate_up_bias.as_deref() };
+        slots.product(cpu, Site::GateUp, &layer.gate_up, (x, &mut work.shrunk, &mut work.quantised), y);
+        let x = Rows { numbers: work.active.numbers(), rows, stride, quantised: None };
+        let y = Epilogue::Add { y: &mut work.x, stride: work.stride, bias: layer.down_bias.as_deref() };
+        slots.product(cpu, Site::Down, &layer.down, (x, &mut work.shrunk, &mut work.quantised), y);
     }
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
-}
-
-/// Buffers of one step.
-struct Work {
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
-    out: Vec<f32>,
-    gate_up: Vec<f32>,
-    active: Vec<f32>,
+/// Buffers of a step, kept from one to the next.
+pub struct Work {
+    /// The residual stream, [rows, stride] in f32.
+    x: Buffer<f32>,
+    stride: usize,
+    normed: NumberBuffer,
+    qkv: Buffer<f32>,
+    q: NumberBuffer,
+    attended: NumberBuffer,
+    active: NumberBuffer,
+    shrunk: NumberBuffer,
+    quantised: Quantised,
+    scratch: Scratch,
+    logits: Buffer<f32>,
 }
 
 impl Work {
-    fn new(config: &ModelConfig, rows: usize) -> Self {
-        let shape = &config.shape;
-        let q_width = shape.heads * shape.head_dim;
+    pub fn new(config: &ModelConfig, activations: DType) -> Self {
+        let empty = || NumberBuffer::zeroed(activations, 0);
         Self {
-            normed: vec![0.0; rows * shape.hidden],
-            qkv: vec![0.0; rows * (q_width + 2 * shape.kv_heads * shape.head_dim)],
-            attended: vec![0.0; rows * q_width],
-            out: vec![0.0; rows * shape.hidden],
-            gate_up: vec![0.0; rows * 2 * shape.intermediate],
-            active: vec![0.0; rows * shape.intermediate],
+            x: Buffer::default(),
+            stride: config.shape.hidden.next_multiple_of(2 * LANES),
+            normed: empty(),
+            qkv: Buffer::default(),
+            q: empty(),
+            attended: empty(),
+            active: empty(),
+            shrunk: empty(),
+            quantised: Quantised::default(),
+            scratch: Scratch::default(),
+            logits: Buffer::default(),
         }
+    }
+
+    fn grow(&mut self, config: &ModelConfig, rows: usize, asked: usize) {
+        let shape = &config.shape;
+        let q_stride = row_stride(shape.heads * shape.head_dim);
+        self.x.grow(rows * self.stride);
+        self.normed.grow(rows.max(asked) * row_stride(shape.hidden));
+        self.qkv.grow(rows * (Site::Qkv.width(shape) * LANES).next_multiple_of(2 * LANES));
+        self.q.grow(rows * q_stride);
+        self.attended.grow(rows * q_stride);
+        self.active.grow(rows * row_stride(shape.intermediate));
+        self.logits.grow(asked * shape.vocabulary.next_multiple_of(2 * LANES));
+    }
+
+    /// The logits of the last step's asked rows, one after the other.
+    pub fn logits(&mut self, vocabulary: usize) -> impl Iterator<Item = &mut [f32]> {
+        let stride = vocabulary.next_multiple_of(2 * LANES);
+        self.logits.chunks_exact_mut(stride).map(move |row| &mut row[..vocabulary])
     }
 }
 
 /// What all layers of a step share.
 struct Plan<'a> {
     queries: Vec<Query<'a>>,
+    chunks: Vec<Chunk<'a>>,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -308,36 +339,66 @@ struct Plan<'a> {
 impl<'a> Plan<'a> {
     fn new(config: &ModelConfig, step: &'a Step) -> Self {
         let mut queries = Vec::with_capacity(step.tokens.len());
+        let mut chunks = Vec::with_capacity(step.sequences.len());
         for (rows, pages) in step.sequences.iter() {
+            let position = step.positions[rows.start] as usize;
+            chunks.push(Chunk { first: rows.start, rows: rows.len(), pages, position });
             queries.extend(rows.map(|row| Query { pages, position: step.positions[row] as usize }));
         }
         let rope = &config.rope;
         let angles = step.positions.iter().flat_map(|&p| rope.inv_freq.iter().map(move |&f| p as f32 * f));
         let (sin, cos) =
             angles.map(|angle| (angle.sin() * rope.attention_factor, angle.cos() * rope.attention_factor)).unzip();
-        Self { queries, cos, sin }
-    }
-
-    fn rotation(&self, row: usize) -> (&[f32], &[f32]) {
-        let half = self.cos.len() / self.queries.len();
-        (&self.cos[row * half..(row + 1) * half], &self.sin[row * half..(row + 1) * half])
+        Self { queries, chunks, cos, sin }
     }
 }
 
 /// The adapters of a step, seen from one layer.
-struct Adapters<'a> {
+struct Slots<'a> {
     layer: usize,
     slots: &'a [Option<Arc<AdapterImage>>],
     runs: &'a Runs<Slot>,
 }
 
-impl<'a> Adapters<'a> {
+impl<'a> Slots<'a> {
     fn updates(&self, site: Site) -> Vec<Update<'a>> {
         let update = |(rows, slot): (std::ops::Range<usize>, &Slot)| {
             let image = self.slots.get(slot.0 as usize)?.as_ref()?;
             let part = image.site(self.layer, site)?;
-            Some(Update { rows, ranks: part.ranks, a: part.a, expand: part.expand })
+            Some(Update { rows, ranks: part.ranks, a: part.a, modules: part.modules })
         };
         self.runs.iter().filter_map(update).collect()
     }
+
+    /// A site's product with what its adapters add.
+    fn product(
+        &self,
+        cpu: &Cpu,
+        site: Site,
+        matrix: &Matrix,
+        (x, shrunk, quantised): (Rows<'_>, &mut NumberBuffer, &mut Quantised),
+        epilogue: Epilogue<'_>,
+    ) {
+        let updates = self.updates(site);
+        if updates.is_empty() {
+            return product(cpu, matrix, (x, quantised), Adapters::NONE, epilogue);
+        }
+        let stride = lora::shrink(cpu, &updates, x, matrix.inputs(), shrunk);
+        let adapters = Adapters { updates: &updates, shrunk: shrunk.numbers(), stride };
+        product(cpu, matrix, (x, quantised), adapters, epilogue);
+    }
+}
+
+/// A product whose rows are rounded first where the weights have 8 bits.
+fn product(
+    cpu: &Cpu,
+    matrix: &Matrix,
+    (x, quantised): (Rows<'_>, &mut Quantised),
+    adapters: Adapters<'_>,
+    epilogue: Epilogue<'_>,
+) {
+    if matrix.format() == Format::Int8 {
+        quantised.round(cpu, x, matrix.inputs());
+    }
+    matrix.product(cpu, Rows { quantised: Some(quantised), ..x }, adapters, epilogue);
 }

@@ -1,8 +1,9 @@
 //! The adapter image: an adapter's weights as the device reads them, made once at ingest.
 //!
-//! Layout: a JSON header, then one buffer of numbers. A of the modules that read the same input lie side by side, transposed
-//! [inputs, ranks of the site]; B of each module is transposed [rank, outputs], with the scale folded in. Every block starts
-//! at a multiple of 128 bytes. Ranks are exact: what an adapter does not have takes no space.
+//! Layout: a JSON header, then one buffer of numbers. A of the modules that read the same input lie side by side, in panels of 16
+//! ranks, the last one as wide as what is left; B of each module is in panels of 16 outputs, with the scale folded in
+//! (`tensor::cpu::lora` says how). Every block starts at a multiple of 128 bytes. Ranks are exact, bf16 ones rounded up to even: what
+//! an adapter does not have takes no space.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,12 +13,13 @@ use half::bf16;
 use platform::Digest;
 use serde::{Deserialize, Serialize};
 use tensor::DType;
-use tensor::cpu::lora::{Expand, Numbers};
+use tensor::cpu::lora::{MODULES, Module as Update};
+use tensor::cpu::{LANES, NumberBuffer, Numbers};
 
 use crate::shape::{Linear, ModelShape};
 
 /// Changes with the layout: an image of another version is made again from the adapter's files.
-pub const IMAGE_VERSION: u32 = 1;
+pub const IMAGE_VERSION: u32 = 2;
 const MAGIC: &[u8; 8] = b"MYRIADLA";
 const ALIGNMENT: usize = 128;
 /// Largest header, in bytes.
@@ -42,6 +44,23 @@ impl Site {
             Self::GateUp => &[Linear::Gate, Linear::Up],
             Self::Down => &[Linear::Down],
         }
+    }
+
+    /// Where a linear's outputs are in the site's: its first panel of 16, and the distance to the next. Those of q, k and v follow
+    /// each other; gate and up take turns, so that a product has both at hand.
+    pub fn panels(self, shape: &ModelShape, linear: Linear) -> (usize, usize) {
+        match self {
+            Self::GateUp => (usize::from(linear == Linear::Up), 2),
+            _ => {
+                let before = self.linears().iter().take_while(|&&other| other != linear);
+                (before.map(|&other| shape.linear(other).0.div_ceil(LANES)).sum(), 1)
+            }
+        }
+    }
+
+    /// Panels of all the site's linears.
+    pub fn width(self, shape: &ModelShape) -> usize {
+        self.linears().iter().map(|&linear| shape.linear(linear).0.div_ceil(LANES)).sum()
     }
 }
 
@@ -92,7 +111,7 @@ impl ImageBuilder {
     }
 
     pub fn finish(self, digest: Digest) -> AdapterImage {
-        let mut data = Data::new(self.dtype);
+        let mut data = Data { dtype: self.dtype, bytes: Vec::new() };
         let mut sites = Vec::new();
         for layer in 0..self.shape.layers {
             for site in Site::ALL {
@@ -103,39 +122,53 @@ impl ImageBuilder {
             }
         }
         let header = Header { version: IMAGE_VERSION, digest, dtype: self.dtype, shape: self.shape, sites };
-        AdapterImage { header, data }
+        AdapterImage::new(header, &data.bytes)
     }
 }
 
 /// Lays one site's modules down and says where they are.
 fn place(shape: &ModelShape, data: &mut Data, members: &[(Linear, &LoraPair)]) -> SiteEntry {
-    let inputs = shape.linear(members[0].0).1;
-    let ranks: usize = members.iter().map(|(_, pair)| pair.rank).sum();
-    let mut a = vec![0.0; inputs * ranks];
-    let (mut modules, mut first) = (Vec::new(), 0);
-    for (linear, pair) in members {
+    let step = data.dtype.inputs_per_step();
+    let padded = |pair: &LoraPair| pair.rank.next_multiple_of(step);
+    let ranks = members.iter().map(|(_, pair)| padded(pair)).sum();
+    let a = data.push(&pack_a(members, shape.linear(members[0].0).1, ranks, step));
+    let mut first = 0;
+    let modules = members.iter().map(|&(linear, pair)| {
+        let rank = padded(pair);
+        first += rank;
+        Module { linear, first: first - rank, rank, b: data.push(&pack_b(pair, rank, step)) }
+    });
+    SiteEntry { ranks, a, modules: modules.collect() }
+}
+
+/// [ranks / 16][inputs / step][16, or what is left][step]
+fn pack_a(members: &[(Linear, &LoraPair)], inputs: usize, ranks: usize, step: usize) -> Vec<f32> {
+    let steps = inputs.div_ceil(step);
+    let mut a = vec![0.0; steps * step * ranks];
+    let mut first = 0;
+    for (_, pair) in members {
         for (rank, row) in pair.a.chunks_exact(inputs).enumerate() {
+            let (panel, lane) = ((first + rank) / LANES, (first + rank) % LANES);
+            let width = LANES.min(ranks - panel * LANES);
             for (input, &value) in row.iter().enumerate() {
-                a[input * ranks + first + rank] = value;
+                a[panel * LANES * steps * step + (input / step * width + lane) * step + input % step] = value;
             }
         }
-        modules.push((*linear, first, pair.rank));
-        first += pair.rank;
+        first += pair.rank.next_multiple_of(step);
     }
-    let a = data.push(&a);
-    let modules = (modules.into_iter().zip(members))
-        .map(|((linear, first, rank), (_, pair))| {
-            let outputs = pair.b.len() / rank;
-            let mut b = vec![0.0; pair.b.len()];
-            for (output, row) in pair.b.chunks_exact(rank).enumerate() {
-                for (r, &value) in row.iter().enumerate() {
-                    b[r * outputs + output] = value;
-                }
-            }
-            Module { linear, first, rank, b: data.push(&b) }
-        })
-        .collect();
-    SiteEntry { ranks, a, modules }
+    a
+}
+
+/// [outputs / 16][rank / step][16][step]
+fn pack_b(pair: &LoraPair, rank: usize, step: usize) -> Vec<f32> {
+    let outputs = pair.b.len() / pair.rank;
+    let mut b = vec![0.0; outputs.next_multiple_of(LANES) * rank];
+    for (output, row) in pair.b.chunks_exact(pair.rank).enumerate() {
+        for (r, &value) in row.iter().enumerate() {
+            b[output / LANES * LANES * rank + (r / step * LANES + output % LANES) * step + r % step] = value;
+        }
+    }
+    b
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -164,71 +197,50 @@ struct Module {
     b: Range<usize>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Data {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
+/// Numbers as they are laid down.
+struct Data {
+    dtype: DType,
+    /// Of the type, little endian.
+    bytes: Vec<u8>,
 }
 
 impl Data {
-    fn new(dtype: DType) -> Self {
-        match dtype {
-            DType::F32 => Self::F32(Vec::new()),
-            DType::Bf16 => Self::Bf16(Vec::new()),
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::F32(data) => data.len(),
-            Self::Bf16(data) => data.len(),
-        }
-    }
-
     fn push(&mut self, values: &[f32]) -> Range<usize> {
-        match self {
-            Self::F32(data) => {
-                data.resize(data.len().next_multiple_of(ALIGNMENT / 4), 0.0);
-                data.extend_from_slice(values);
-            }
-            Self::Bf16(data) => {
-                data.resize(data.len().next_multiple_of(ALIGNMENT / 2), 0);
-                data.extend(values.iter().map(|&value| bf16::from_f32(value).to_bits()));
-            }
+        self.bytes.resize(self.bytes.len().next_multiple_of(ALIGNMENT), 0);
+        let start = self.bytes.len() / self.dtype.bytes();
+        match self.dtype {
+            DType::F32 => self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
+            DType::Bf16 => self.bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes())),
         }
-        self.len() - values.len()..self.len()
-    }
-
-    fn numbers(&self, range: Range<usize>) -> Numbers<'_> {
-        match self {
-            Self::F32(data) => Numbers::F32(&data[range]),
-            Self::Bf16(data) => Numbers::Bf16(&data[range]),
-        }
-    }
-
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::F32(data) => bytemuck::cast_slice(data),
-            Self::Bf16(data) => bytemuck::cast_slice(data),
-        }
+        start..start + values.len()
     }
 }
 
 /// Immutable; shared by `Arc` between the store and the engine. On the CPU a slot points right at it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct AdapterImage {
     header: Header,
-    data: Data,
+    /// The numbers, and room for a vector behind them.
+    data: NumberBuffer,
+    bytes: usize,
 }
 
 /// An adapter's part in one site of one layer.
+#[derive(Debug)]
 pub struct SiteUpdate<'a> {
     pub ranks: usize,
     pub a: Numbers<'a>,
-    pub expand: Vec<Expand<'a>>,
+    pub modules: [Option<Update<'a>>; MODULES],
 }
 
 impl AdapterImage {
+    fn new(header: Header, bytes: &[u8]) -> Self {
+        let count = bytes.len() / header.dtype.bytes() + LANES * header.dtype.inputs_per_step();
+        let mut data = NumberBuffer::zeroed(header.dtype, count);
+        data.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        Self { header, data, bytes: bytes.len() }
+    }
+
     /// The adapter's identity, as the engine and the prefix cache know it.
     pub fn digest(&self) -> Digest {
         self.header.digest
@@ -244,27 +256,23 @@ impl AdapterImage {
 
     /// Size of the numbers, in bytes.
     pub fn bytes(&self) -> usize {
-        self.data.bytes().len()
+        self.bytes
     }
 
-    /// What the adapter adds at a site; `None` where it adds nothing. Outputs of the site's linears follow each other in a row.
+    /// What the adapter adds at a site; `None` where it adds nothing.
     pub fn site(&self, layer: usize, site: Site) -> Option<SiteUpdate<'_>> {
         let entry = self.header.sites.get(layer * Site::ALL.len() + site as usize)?.as_ref()?;
-        let shape = &self.header.shape;
-        let start = |linear: Linear| -> usize {
-            site.linears().iter().take_while(|&&other| other != linear).map(|&other| shape.linear(other).0).sum()
-        };
-        let expand = |module: &Module| Expand {
-            ranks: module.first..module.first + module.rank,
-            b: self.data.numbers(module.b.clone()),
-            at: start(module.linear),
-            outputs: shape.linear(module.linear).0,
-        };
-        Some(SiteUpdate {
-            ranks: entry.ranks,
-            a: self.data.numbers(entry.a.clone()),
-            expand: entry.modules.iter().map(expand).collect(),
-        })
+        let numbers = self.data.numbers();
+        let mut modules = [None; MODULES];
+        for (place, module) in modules.iter_mut().zip(&entry.modules) {
+            let (panel, every) = site.panels(&self.header.shape, module.linear);
+            let (first, ranks) = (module.first, module.rank);
+            let b = numbers.slice(module.b.clone());
+            *place = Some(Update { first, ranks, b, panel, doubled: every.ilog2() });
+        }
+        // A vector may be read behind the last rank.
+        let a = entry.a.start..entry.a.end + LANES * self.header.dtype.inputs_per_step();
+        Some(SiteUpdate { ranks: entry.ranks, a: numbers.slice(a), modules })
     }
 
     /// Magic, header length (u64, little endian), header as JSON, numbers (little endian).
@@ -273,7 +281,7 @@ impl AdapterImage {
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&(header.len() as u64).to_le_bytes());
         bytes.extend_from_slice(&header);
-        bytes.extend_from_slice(self.data.bytes());
+        bytes.extend_from_slice(&self.data.bytes()[..self.bytes]);
         bytes
     }
 
@@ -291,12 +299,8 @@ impl AdapterImage {
         if numbers.len() % header.dtype.bytes() != 0 {
             return Err(wrong("is cut off"));
         }
-        let data = match header.dtype {
-            DType::F32 => Data::F32(bytemuck::allocation::pod_collect_to_vec(numbers)),
-            DType::Bf16 => Data::Bf16(bytemuck::allocation::pod_collect_to_vec(numbers)),
-        };
-        header.check(data.len())?;
-        Ok(Arc::new(Self { header, data }))
+        header.check(numbers.len() / header.dtype.bytes())?;
+        Ok(Arc::new(Self::new(header, numbers)))
     }
 }
 
@@ -309,13 +313,16 @@ impl Header {
         for (index, entry) in self.sites.iter().enumerate() {
             let Some(entry) = entry else { continue };
             let site = Site::ALL[index % Site::ALL.len()];
-            let inputs = self.shape.linear(site.linears()[0]).1;
+            let step = self.dtype.inputs_per_step();
+            let inputs = self.shape.linear(site.linears()[0]).1.next_multiple_of(step);
             fits(&entry.a, inputs, entry.ranks, numbers).then_some(()).ok_or_else(wrong)?;
             let mut first = 0;
             for module in &entry.modules {
-                let outputs = self.shape.linear(module.linear).0;
-                let known =
-                    site.linears().contains(&module.linear) && module.first == first && module.rank <= entry.ranks;
+                let outputs = self.shape.linear(module.linear).0.next_multiple_of(LANES);
+                let known = module.rank.is_multiple_of(step)
+                    && site.linears().contains(&module.linear)
+                    && module.first == first
+                    && module.rank <= entry.ranks;
                 (known && fits(&module.b, outputs, module.rank, numbers)).then_some(()).ok_or_else(wrong)?;
                 first += module.rank;
             }

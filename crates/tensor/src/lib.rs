@@ -11,7 +11,7 @@ pub use sampling::{Ask, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts}
 
 use serde::{Deserialize, Serialize};
 
-/// How weights are held. Activations and sums are f32 on every path.
+/// How numbers are held: K and V, adapters, and weights that are not rounded further. Sums are f32 on every path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DType {
@@ -27,10 +27,43 @@ impl DType {
         }
     }
 
+    /// Inputs that lie side by side for one output where numbers are packed: what a multiply-add takes at once.
+    pub const fn inputs_per_step(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// How a model's weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    Plain(DType),
+    /// 8 bits with a scale for each output; rows are rounded to 8 bits where they meet them.
+    Int8,
+}
+
+impl Format {
+    /// How everything else is held: K and V, adapters, and what they meet.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::Plain(dtype) => dtype,
+            Self::Int8 => DType::Bf16,
+        }
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain(dtype) => dtype.name(),
+            Self::Int8 => "int8",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use model::{AdapterImage, DType, Executor, ImageBuilder, Linear, LoadOptions, LoraPair, Sampling};
+use model::{AdapterImage, DType, Executor, Format, ImageBuilder, Linear, LoadOptions, LoraPair, Sampling};
 use platform::{Digest, RequestId};
 use serving_engine::{
     AdapterImages, BaseModel, Engine, Event, FinishReason, ImageFetchError, Lane, Limits, Reply, Request, Token, Usage,
@@ -91,7 +91,7 @@ fn vocabulary(size: usize) -> Arc<TokenBytes> {
 pub fn engine(setup: Setup) -> Engine {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/oracle/fixtures/models/llama");
     let cpu = Cpu { path: CpuPath::detect(), pool: Arc::new(Pool::new(setup.threads)) };
-    let options = LoadOptions { dtype: Some(DType::F32), kv_bytes: setup.kv_bytes, slots: setup.slots };
+    let options = LoadOptions { format: Some(Format::Plain(DType::F32)), kv_bytes: setup.kv_bytes, slots: setup.slots };
     let executor = model::load(&folder, &options, &cpu).unwrap();
     let images = (0..8).chain([OVERFLOWING]).map(|n| (adapter(n), image(&executor, n))).collect();
     let vocabulary = vocabulary(executor.shape().vocabulary);

@@ -1,111 +1,377 @@
 //! The low-rank update of a site: y += (x A^T) B^T, over runs of rows that share an adapter.
 //!
-//! Both factors are stored so that memory is walked once, front to back, while all outputs accumulate: A transposed
-//! [inputs, ranks], B transposed [rank, outputs]. Every output is one chain in ascending order, so a row's result does not
-//! depend on the other rows of its run.
+//! It is done in two parts. The shrink (x A^T) has a pass of its own. The expand is a part of the base product: each task adds to its
+//! own outputs what the adapters of its rows contribute, so B is read once, while the base weights stream, and y is written once.
+//!
+//! Every rank is the sum of chains over fixed cuts of the inputs, and every output goes on with the chain of its base product, so
+//! a row's result does not depend on the other rows of its run.
 
 use std::ops::Range;
 
-use super::Cpu;
-use super::matrix::Shared;
-use super::simd::Vec16;
+use super::arithmetic::{Arithmetic, Number, blocks, tile, with_rows};
+use super::buffer::{NumberBuffer, SharedNumbers};
+use super::matrix::Rows;
+use super::simd::{LANES, Vec16};
+use super::{Cpu, Numbers, dispatch};
+use crate::DType;
 
-/// Numbers of an adapter, as they are stored.
+/// Steps of the inputs that one chain of a shrink takes.
+const CUT: usize = 64;
+/// Cuts of a single row that are walked side by side, to hide the latency of the multiply-adds.
+const CUTS: usize = 4;
+/// Rows that share one walk over a panel of B.
+const EXPAND_ROWS: usize = 4;
+/// Linears that a site has at most.
+pub const MODULES: usize = 3;
+
+/// One linear of a site that an adapter changes.
 #[derive(Debug, Clone, Copy)]
-pub enum Numbers<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [u16]),
+pub struct Module<'a> {
+    /// Its first rank among the site's, and how many it has: a multiple of the step.
+    pub first: usize,
+    pub ranks: usize,
+    /// B with the scale folded in: `[outputs / 16][ranks / step][16][step]`.
+    pub b: Numbers<'a>,
+    /// The panels of y that it changes: the first one, and how often the distance to the next was doubled.
+    pub panel: usize,
+    pub doubled: u32,
 }
 
-/// One output of a site that an adapter changes.
-#[derive(Debug, Clone)]
-pub struct Expand<'a> {
-    /// Which of the site's ranks it reads.
-    pub ranks: Range<usize>,
-    /// B transposed, [rank, outputs].
-    pub b: Numbers<'a>,
-    /// Where its outputs begin in a row of y.
-    pub at: usize,
-    pub outputs: usize,
+impl<'a> Module<'a> {
+    /// What it adds to a panel of y.
+    fn panel(&self, panel: usize) -> Option<Numbers<'a>> {
+        let distance = panel.checked_sub(self.panel)?;
+        let index = distance >> self.doubled;
+        if index << self.doubled != distance {
+            return None;
+        }
+        let size = self.ranks * LANES;
+        let range = index * size..(index + 1) * size;
+        match self.b {
+            Numbers::F32(b) => b.get(range).map(Numbers::F32),
+            Numbers::Bf16(b) => b.get(range).map(Numbers::Bf16),
+        }
+    }
 }
 
 /// An adapter's part in one site, for a run of rows.
 #[derive(Debug, Clone)]
 pub struct Update<'a> {
     pub rows: Range<usize>,
+    /// Ranks of all modules together.
     pub ranks: usize,
-    /// A transposed, [inputs, ranks], the site's modules side by side.
+    /// A in panels of 16 ranks, the last one as wide as what is left: `[inputs / step][width][step]`. A whole vector may be read at
+    /// every step, so that there is room for one behind the last.
     pub a: Numbers<'a>,
-    pub expand: Vec<Expand<'a>>,
+    pub modules: [Option<Module<'a>>; MODULES],
 }
 
-/// Rows that share one walk over an adapter's factors.
-const BLOCK: usize = 8;
+/// The adapters of a site in the order of their rows, with what the shrink made of the rows: [rows, stride].
+#[derive(Debug, Clone, Copy)]
+pub struct Adapters<'a> {
+    pub updates: &'a [Update<'a>],
+    pub shrunk: Numbers<'a>,
+    pub stride: usize,
+}
 
-/// y[row] += B (A x[row]) for all updates. x is [rows, inputs], y is [rows, stride].
-pub fn apply(cpu: &Cpu, updates: &[Update<'_>], x: &[f32], inputs: usize, y: &mut [f32], stride: usize) {
-    let blocks: Vec<(Range<usize>, &Update<'_>)> = updates
-        .iter()
-        .flat_map(|update| {
-            let rows = update.rows.clone();
-            rows.clone().step_by(BLOCK).map(move |first| (first..rows.end.min(first + BLOCK), update))
-        })
-        .collect();
-    let y = Shared::new(y);
-    cpu.pool.run(blocks.len(), &|task| {
-        let (rows, update) = &blocks[task];
-        let x = &x[rows.start * inputs..rows.end * inputs];
-        // SAFETY: a row is in one block only, so each task has its own rows of y.
-        let y = unsafe { y.slice(rows.start * stride, rows.len() * stride) };
-        cpu.path.update(Block { update, x, inputs, y, stride });
+impl<'a> Adapters<'a> {
+    pub const NONE: Self = Self { updates: &[], shrunk: Numbers::F32(&[]), stride: 0 };
+
+    /// The updates of some rows: they are in the order of their rows.
+    #[inline(always)]
+    fn of(&self, rows: &Range<usize>) -> &'a [Update<'a>] {
+        let first = self.updates.partition_point(|update| update.rows.end <= rows.start);
+        let end = self.updates.partition_point(|update| update.rows.start < rows.end);
+        &self.updates[first..end.max(first)]
+    }
+}
+
+/// Elements between two rows of what the shrink makes.
+pub fn shrunk_stride(updates: &[Update<'_>]) -> usize {
+    updates.iter().map(|update| update.ranks).max().unwrap_or(0).next_multiple_of(LANES)
+}
+
+/// shrunk[row] = x[row] A^T for every row that has an adapter; returns the stride of `shrunk`.
+pub fn shrink(cpu: &Cpu, updates: &[Update<'_>], x: Rows<'_>, inputs: usize, shrunk: &mut NumberBuffer) -> usize {
+    let stride = shrunk_stride(updates);
+    shrunk.grow(x.rows * stride);
+    let out = shrunk.shared();
+    let mut tasks = Vec::with_capacity(updates.len() * 4);
+    for update in updates {
+        for (first, rows) in blocks(update.rows.len(), cpu.path.tile_rows()) {
+            let first = update.rows.start + first;
+            tasks.extend((0..update.ranks.div_ceil(LANES)).map(|panel| (update, first..first + rows, panel)));
+        }
+    }
+    cpu.pool.run(tasks.len(), &|task| {
+        let (update, rows, panel) = tasks[task].clone();
+        let dtype = match update.a {
+            Numbers::F32(_) => DType::F32,
+            Numbers::Bf16(_) => DType::Bf16,
+        };
+        cpu.path.shrink(dtype, Shrink { update, rows, panel, x, inputs, out, stride });
     });
+    stride
 }
 
-pub(super) struct Block<'a> {
+struct Shrink<'a> {
     update: &'a Update<'a>,
-    x: &'a [f32],
+    rows: Range<usize>,
+    panel: usize,
+    x: Rows<'a>,
     inputs: usize,
-    y: &'a mut [f32],
+    out: SharedNumbers<'a>,
     stride: usize,
 }
 
-impl Block<'_> {
+dispatch!(shrink, Shrink<'_>);
+
+impl Shrink<'_> {
     #[inline(always)]
-    pub(super) unsafe fn run<V: Vec16>(self) {
-        let ranks = self.update.ranks;
-        let rows = self.x.len() / self.inputs;
-        let mut shrunk = vec![0f32; rows * ranks];
-        for input in 0..self.inputs {
-            let a = input * ranks..(input + 1) * ranks;
-            for row in 0..rows {
-                let x = self.x[row * self.inputs + input];
-                add_scaled::<V>(&mut shrunk[row * ranks..][..ranks], x, self.update.a, a.clone());
+    unsafe fn run<A: Arithmetic>(self) {
+        // SAFETY: the caller has the path's instruction set.
+        with_rows!(self.rows.len(), A::V::TILE_ROWS, N => unsafe { self.rows::<A, N>() });
+    }
+
+    #[inline(always)]
+    unsafe fn rows<A: Arithmetic, const N: usize>(&self) {
+        let steps = self.inputs.div_ceil(A::STEP);
+        let width = LANES.min(self.update.ranks - self.panel * LANES);
+        let (start, stride) = (self.panel * LANES * steps * A::STEP, width * A::STEP);
+        let a = A::W::of(self.update.a);
+        assert!(a.len() >= start + steps.saturating_sub(1) * stride + LANES * A::STEP, "A has its ranks and room");
+        // SAFETY: the rows are rows of x; a vector at the last step ends in A, as was checked.
+        unsafe {
+            let a = a.as_ptr().add(start);
+            let mut x = [A::X::of(self.x.numbers).as_ptr(); N];
+            for (i, x) in x.iter_mut().enumerate() {
+                *x = x.add((self.rows.start + i) * self.x.stride);
+            }
+            let mut totals = [A::V::splat(0.0); N];
+            let mut step = 0;
+            while N == 1 && step + CUT * CUTS <= steps {
+                let mut sums = [A::V::splat(0.0); CUTS];
+                for at in step..step + CUT {
+                    for (cut, sum) in sums.iter_mut().enumerate() {
+                        let at = at + cut * CUT;
+                        *sum = A::step(*sum, A::splat(x[0].add(at * A::STEP)), A::panel(a.add(at * stride)));
+                    }
+                }
+                for sum in sums {
+                    totals[0] = totals[0].add(sum);
+                }
+                step += CUT * CUTS;
+            }
+            while step < steps {
+                let mut sums = [[A::V::splat(0.0)]; N];
+                let mut from = x;
+                for from in &mut from {
+                    *from = from.add(step * A::STEP);
+                }
+                tile::<A, N, 1, 0>(&mut sums, from, [a.add(step * stride)], stride, CUT.min(steps - step));
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = total.add(sum[0]);
+                }
+                step += CUT;
+            }
+            for (i, total) in totals.iter().enumerate() {
+                let mut lanes = [<A::X as bytemuck::Zeroable>::zeroed(); LANES];
+                A::X::store(*total, lanes.as_mut_ptr());
+                // Only its own ranks: those behind them are another task's.
+                let at = (self.rows.start + i) * self.stride + self.panel * LANES;
+                A::X::part(self.out, at, width).copy_from_slice(&lanes[..width]);
             }
         }
-        for expand in &self.update.expand {
-            for (place, rank) in expand.ranks.clone().enumerate() {
-                let b = place * expand.outputs..(place + 1) * expand.outputs;
-                for row in 0..rows {
-                    let y = &mut self.y[row * self.stride + expand.at..][..expand.outputs];
-                    add_scaled::<V>(y, shrunk[row * ranks + rank], expand.b, b.clone());
+    }
+}
+
+/// Asks for what the adapters of some rows add to some panels, before the base product takes its time.
+#[inline(always)]
+pub(super) unsafe fn prefetch<A: Arithmetic>(adapters: &Adapters<'_>, rows: &Range<usize>, panels: Range<usize>) {
+    for update in adapters.of(rows) {
+        for module in update.modules.iter().flatten() {
+            for b in panels.clone().filter_map(|panel| module.panel(panel)) {
+                let b = A::W::of(b);
+                for line in (0..size_of_val(b)).step_by(64) {
+                    // SAFETY: asks for memory only.
+                    unsafe { A::V::prefetch(b.as_ptr().cast::<u8>().wrapping_add(line)) };
                 }
             }
         }
     }
 }
 
-/// y += scale * numbers[range]
+/// Goes on with the sums of a panel, which are at `place` of each row, by what the rows' adapters add to them.
 #[inline(always)]
-fn add_scaled<V: Vec16>(y: &mut [f32], scale: f32, numbers: Numbers<'_>, range: Range<usize>) {
-    match numbers {
-        Numbers::F32(data) => {
-            for (y, &value) in y.iter_mut().zip(&data[range]) {
-                *y = V::fused(scale, value, *y);
+pub(super) unsafe fn expand<A: Arithmetic>(
+    adapters: &Adapters<'_>,
+    first: usize,
+    panel: usize,
+    place: usize,
+    sums: &mut [[f32; 2 * LANES]],
+) {
+    for update in adapters.of(&(first..first + sums.len())) {
+        let (from, to) = (update.rows.start.max(first), update.rows.end.min(first + sums.len()));
+        for module in update.modules.iter().flatten() {
+            let Some(b) = module.panel(panel) else { continue };
+            let mut row = from;
+            while row < to {
+                // SAFETY: the rows have sums and were shrunk; B has a panel of the module's ranks.
+                unsafe {
+                    let b = A::W::of(b).as_ptr();
+                    let x = A::X::of(adapters.shrunk)[row * adapters.stride + module.first..].as_ptr();
+                    let sums = &mut sums[row - first..];
+                    if to - row >= EXPAND_ROWS {
+                        rows::<A, EXPAND_ROWS>(b, x, module.ranks, adapters.stride, place, sums);
+                        row += EXPAND_ROWS;
+                    } else {
+                        rows::<A, 1>(b, x, module.ranks, adapters.stride, place, sums);
+                        row += 1;
+                    }
+                }
             }
         }
-        Numbers::Bf16(data) => {
-            for (y, &bits) in y.iter_mut().zip(&data[range]) {
-                *y = V::fused(scale, f32::from_bits(u32::from(bits) << 16), *y);
+    }
+}
+
+#[inline(always)]
+unsafe fn rows<A: Arithmetic, const N: usize>(
+    b: *const A::W,
+    shrunk: *const A::X,
+    ranks: usize,
+    stride: usize,
+    place: usize,
+    sums: &mut [[f32; 2 * LANES]],
+) {
+    // SAFETY: the caller gives rows that were shrunk, a panel of B, and N rows of sums.
+    unsafe {
+        let mut live = [[A::V::splat(0.0)]; N];
+        let mut x = [shrunk; N];
+        for i in 0..N {
+            live[i][0] = A::V::load(sums[i][place..place + LANES].as_ptr());
+            x[i] = shrunk.add(i * stride);
+        }
+        tile::<A, N, 1, 0>(&mut live, x, [b], LANES * A::STEP, ranks.div_ceil(A::STEP));
+        for i in 0..N {
+            live[i][0].store(sums[i][place..place + LANES].as_mut_ptr());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::matrix::{Epilogue, Matrix, row_stride};
+    use super::super::{Path, Pool};
+    use super::*;
+    use crate::Format;
+
+    const INPUTS: usize = 600;
+    const OUTPUTS: usize = 40;
+
+    fn number(n: usize) -> f32 {
+        (n.wrapping_mul(2_654_435_761) >> 9 & 63) as f32 / 64.0 - 0.5
+    }
+
+    fn buffer(dtype: DType, values: &[f32]) -> NumberBuffer {
+        let mut buffer = NumberBuffer::zeroed(dtype, values.len());
+        match &mut buffer {
+            NumberBuffer::F32(data) => data.copy_from_slice(values),
+            NumberBuffer::Bf16(data) => data.iter_mut().zip(values).for_each(|(to, &from)| *to = Number::round(from)),
+        }
+        buffer
+    }
+
+    fn a(adapter: usize, rank: usize, input: usize) -> f32 {
+        number(adapter * 1_000_003 + rank * INPUTS + input)
+    }
+
+    fn b(adapter: usize, rank: usize, output: usize) -> f32 {
+        number(adapter * 1_000_003 + 77_777 + rank * OUTPUTS + output)
+    }
+
+    fn x(row: usize, input: usize) -> f32 {
+        number(row * INPUTS + input + 5)
+    }
+
+    /// Packs an adapter's A and B.
+    fn packed(dtype: DType, adapter: usize, ranks: usize) -> (NumberBuffer, NumberBuffer) {
+        let step = dtype.inputs_per_step();
+        let mut packed = vec![0.0; ranks * INPUTS + LANES * step];
+        let mut outputs = vec![0.0; ranks * OUTPUTS.next_multiple_of(LANES)];
+        for rank in 0..ranks {
+            let (panel, lane) = (rank / LANES, rank % LANES);
+            let width = LANES.min(ranks - panel * LANES);
+            for input in 0..INPUTS {
+                let at = panel * LANES * INPUTS + (input / step * width + lane) * step + input % step;
+                packed[at] = a(adapter, rank, input);
+            }
+            for output in 0..OUTPUTS {
+                let at = output / LANES * LANES * ranks + (rank / step * LANES + output % LANES) * step + rank % step;
+                outputs[at] = b(adapter, rank, output);
+            }
+        }
+        (buffer(dtype, &packed), buffer(dtype, &outputs))
+    }
+
+    /// y of rows `first..first + rows` of the whole list, of which each is (adapter, or none; ranks).
+    fn product(cpu: &Cpu, dtype: DType, list: &[(usize, usize)], first: usize, rows: usize) -> Vec<f32> {
+        let stride = row_stride(INPUTS);
+        let mut values = vec![0.0; rows * stride];
+        for row in 0..rows {
+            (0..INPUTS).for_each(|input| values[row * stride + input] = x(first + row, input));
+        }
+        let activations = cpu.path.activations(dtype);
+        let numbers = buffer(activations, &values);
+        let images: Vec<_> = list.iter().map(|&(adapter, ranks)| packed(dtype, adapter, ranks)).collect();
+        let mut updates: Vec<Update<'_>> = Vec::new();
+        for row in 0..rows {
+            let (adapter, ranks) = list[first + row];
+            if ranks == 0 {
+                continue;
+            }
+            if row > 0 && list[first + row - 1].0 == adapter {
+                updates.last_mut().unwrap().rows.end += 1;
+                continue;
+            }
+            let (a, b) = &images[first + row];
+            let module = Module { first: 0, ranks, b: b.numbers(), panel: 0, doubled: 0 };
+            updates.push(Update { rows: row..row + 1, ranks, a: a.numbers(), modules: [Some(module), None, None] });
+        }
+        let x = Rows { numbers: numbers.numbers(), rows, stride, quantised: None };
+        let mut shrunk = NumberBuffer::zeroed(activations, 0);
+        let shrunk_stride = shrink(cpu, &updates, x, INPUTS, &mut shrunk);
+        let matrix = Matrix::zeroed(Format::Plain(dtype), OUTPUTS.div_ceil(LANES), INPUTS);
+        let mut y = vec![0.0; rows * matrix.width()];
+        let adapters = Adapters { updates: &updates, shrunk: shrunk.numbers(), stride: shrunk_stride };
+        let epilogue = Epilogue::Store { y: &mut y, stride: matrix.width(), bias: None };
+        matrix.product(cpu, x, adapters, epilogue);
+        y.chunks_exact(matrix.width()).flat_map(|row| row[..OUTPUTS].to_vec()).collect()
+    }
+
+    #[test]
+    fn adapters_of_all_ranks_add_what_they_would_add_alone() {
+        // Runs of one row and of many, with and without an adapter.
+        let mut list: Vec<(usize, usize)> = vec![(0, 0), (1, 16), (2, 8), (3, 64), (4, 2), (5, 22), (0, 0)];
+        list.extend([(6, 48); 30]);
+        list.extend([(0, 0), (7, 10)]);
+        for dtype in [DType::F32, DType::Bf16] {
+            for path in Path::ALL.into_iter().filter(|path| path.available()) {
+                let cpu = Cpu { path, pool: Arc::new(Pool::new(2)) };
+                let all = product(&cpu, dtype, &list, 0, list.len());
+                for (row, &(adapter, ranks)) in list.iter().enumerate() {
+                    let found = &all[row * OUTPUTS..(row + 1) * OUTPUTS];
+                    assert_eq!(found, product(&cpu, dtype, &list, row, 1), "{} row {row}", path.name());
+                    let shrunk = |rank| (0..INPUTS).map(|input| x(row, input) * a(adapter, rank, input)).sum::<f32>();
+                    let shrunk: Vec<f32> = (0..ranks).map(shrunk).collect();
+                    for (output, found) in found.iter().enumerate() {
+                        let terms = shrunk.iter().enumerate().map(|(rank, shrunk)| shrunk * b(adapter, rank, output));
+                        let expected: f32 = terms.sum();
+                        let tolerance = if dtype == DType::F32 { 1e-3 } else { 0.3 };
+                        assert!((found - expected).abs() < tolerance, "{}: {found}, {expected}", path.name());
+                    }
+                }
             }
         }
     }

@@ -1,257 +1,452 @@
-//! A weight as the CPU reads it: panels of 16 outputs, inputs running inside a panel, packed once at load.
+//! A weight as the CPU reads it, packed once at load, and its product with the rows of a step.
 
-use half::bf16;
+use std::ops::Range;
 
+use super::arithmetic::{Arithmetic, Number, blocks, tile, with_rows};
+use super::buffer::{NumberBuffer, Shared, SharedNumbers};
+use super::int8::{self, Integers, Quantised};
+use super::lora::{self, Adapters};
 use super::simd::{LANES, Vec16};
-use crate::DType;
+use super::{Cpu, Numbers, Path, dispatch};
+use crate::{DType, Format};
 
-#[derive(Debug)]
-enum Data {
-    F32(Vec<f32>),
-    Bf16(Vec<u16>),
-}
+/// Panels that a pass reads side by side: a pair of them is one stream of memory.
+pub(super) const PAIR: usize = 2;
+/// Rows whose sums a task computes for each of its pairs before it goes on to the next: they stay in the second-level cache.
+const TASK_ROWS: usize = 96;
+/// Tasks that each thread should find, so that all end at about the same time.
+const TASKS_PER_THREAD: usize = 8;
+/// Rows that a task looks up.
+const GATHER_ROWS: usize = 16;
+/// Rows of the widest path's tile.
+const MOST_ROWS: usize = 12;
+/// How far ahead of the multiply-adds weights are asked for, in bytes: prefetchers stop at every page.
+pub(super) const AHEAD: usize = 2048;
 
-/// [outputs, inputs], packed: element (o, i) is at `(o / 16 * inputs + i) * 16 + o % 16`; the last panel is padded with zeros.
+/// [outputs, inputs] in panels of 16 outputs, two panels side by side: element (o, i) of panel p = o / 16 is at
+/// `[p / 2][i / step][p % 2][o % 16][i % step]`, where a step is 1 input of f32, 2 of bf16 and 4 of 8 bits. What is padded is zero.
 #[derive(Debug)]
 pub struct Matrix {
-    outputs: usize,
+    panels: usize,
     inputs: usize,
     data: Data,
 }
 
-impl Matrix {
-    /// Packs row-major [outputs, inputs].
-    pub fn pack_f32(source: &[f32], outputs: usize, inputs: usize) -> Self {
-        Self { outputs, inputs, data: Data::F32(pack(source, outputs, inputs)) }
-    }
-
-    pub fn pack_bf16(source: &[bf16], outputs: usize, inputs: usize) -> Self {
-        Self { outputs, inputs, data: Data::Bf16(pack(bytemuck::cast_slice(source), outputs, inputs)) }
-    }
+#[derive(Debug)]
+enum Data {
+    Plain(NumberBuffer),
+    Int8(int8::Weights),
 }
 
-fn pack<T: Copy + Default>(source: &[T], outputs: usize, inputs: usize) -> Vec<T> {
-    assert_eq!(source.len(), outputs * inputs, "a matrix has outputs x inputs elements");
-    let mut packed = vec![T::default(); outputs.div_ceil(LANES) * LANES * inputs];
-    for (output, row) in source.chunks_exact(inputs.max(1)).enumerate() {
-        let panel = &mut packed[output / LANES * inputs * LANES..];
-        for (input, &value) in row.iter().enumerate() {
-            panel[input * LANES + output % LANES] = value;
+/// Elements between two rows of activations of that width. A vector past the last is still inside, and rows do not fall on the
+/// same lines of the first-level cache.
+pub const fn row_stride(width: usize) -> usize {
+    let stride = width.next_multiple_of(2 * LANES);
+    if stride.is_multiple_of(256) { stride + 2 * LANES } else { stride }
+}
+
+impl Matrix {
+    /// All zero; `panels` of 16 outputs.
+    pub fn zeroed(format: Format, panels: usize, inputs: usize) -> Self {
+        let panels = panels.next_multiple_of(PAIR);
+        let data = match format {
+            Format::Plain(dtype) => {
+                let elements = panels * LANES * inputs.next_multiple_of(dtype.inputs_per_step());
+                Data::Plain(NumberBuffer::zeroed(dtype, elements))
+            }
+            Format::Int8 => Data::Int8(int8::Weights::zeroed(panels * LANES, inputs)),
+        };
+        Self { panels, inputs, data }
+    }
+
+    /// Packs row-major [outputs, inputs] into the panels `first`, `first + every`, ...; what becomes 8 bits is given in f32.
+    pub fn fill(&mut self, source: Numbers<'_>, first: usize, every: usize) {
+        assert!(source.len().is_multiple_of(self.inputs), "a matrix has outputs x inputs elements");
+        let (inputs, rows) = (self.inputs, source.len() / self.inputs);
+        let last = first + rows.div_ceil(LANES).saturating_sub(1) * every;
+        assert!(rows == 0 || last < self.panels, "the rows have panels");
+        match (&mut self.data, source) {
+            (Data::Plain(NumberBuffer::F32(data)), Numbers::F32(source)) => {
+                pack(data, source, inputs, 1, (first, every))
+            }
+            (Data::Plain(NumberBuffer::Bf16(data)), Numbers::Bf16(source)) => {
+                pack(data, source, inputs, 2, (first, every))
+            }
+            (Data::Int8(weights), Numbers::F32(source)) => {
+                for (output, row) in source.chunks_exact(inputs).enumerate() {
+                    let (panel, lane) = (first + output / LANES * every, output % LANES);
+                    weights.fill(panel * LANES + lane, row, |input| place(panel, lane, input, inputs, Packing::INT8));
+                }
+            }
+            _ => panic!("a matrix is filled with numbers of its type"),
         }
-    }
-    packed
-}
-
-/// Rows of activations that one pass over a panel serves.
-const ROWS: usize = 6;
-/// Panels that one pass reads side by side.
-const PANELS: usize = 4;
-/// Rows of a tile: what a thread claims at once is this many rows by `PANELS` panels.
-const TILE_ROWS: usize = 48;
-
-/// Where a product goes.
-pub struct Output<'a> {
-    pub y: &'a mut [f32],
-    /// Elements between two rows of `y`.
-    pub stride: usize,
-    /// Added to every row.
-    pub bias: Option<&'a [f32]>,
-}
-
-impl Matrix {
-    pub fn outputs(&self) -> usize {
-        self.outputs
     }
 
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    pub fn bytes(&self) -> usize {
+    /// Outputs, the padded ones too.
+    pub fn width(&self) -> usize {
+        self.panels * LANES
+    }
+
+    pub fn format(&self) -> Format {
         match &self.data {
-            Data::F32(data) => data.len() * 4,
-            Data::Bf16(data) => data.len() * 2,
+            Data::Plain(numbers) => Format::Plain(numbers.dtype()),
+            Data::Int8(_) => Format::Int8,
         }
     }
 
-    /// Row `output` of the matrix, as f32.
-    pub fn row(&self, output: usize, into: &mut [f32]) {
-        let panel = output / LANES * self.inputs * LANES + output % LANES;
-        for (input, value) in into.iter_mut().enumerate().take(self.inputs) {
-            let at = panel + input * LANES;
-            *value = match &self.data {
-                Data::F32(data) => data[at],
-                Data::Bf16(data) => f32::from_bits(u32::from(data[at]) << 16),
-            };
-        }
+    /// y[row] = row `outputs[row]` of the matrix, as f32.
+    pub fn gather(&self, cpu: &Cpu, outputs: &[u32], y: &mut [f32], stride: usize) {
+        let y = Shared::new(y);
+        cpu.pool.run(outputs.len().div_ceil(GATHER_ROWS), &|task| {
+            for row in task * GATHER_ROWS..outputs.len().min((task + 1) * GATHER_ROWS) {
+                let output = outputs[row] as usize;
+                // SAFETY: each row is one task's.
+                let y = unsafe { y.slice(row * stride, self.inputs) };
+                let at = |input, packing| place(output / LANES, output % LANES, input, self.inputs, packing);
+                for (input, value) in y.iter_mut().enumerate() {
+                    *value = match &self.data {
+                        Data::Plain(data) => data.numbers().get(at(input, Packing::of(data.dtype()))),
+                        Data::Int8(weights) => weights.get(output, at(input, Packing::INT8)),
+                    };
+                }
+            }
+        });
     }
 
-    pub fn dtype(&self) -> DType {
-        match &self.data {
-            Data::F32(_) => DType::F32,
-            Data::Bf16(_) => DType::Bf16,
-        }
-    }
-
-    /// y[row] = x[row] W^T (+ bias), x is [rows, inputs] and y [rows, outputs] with a stride.
-    ///
-    /// Each output is one chain of multiply-adds over the inputs in ascending order: the same for one row and for many.
-    pub fn product(&self, cpu: &super::Cpu, x: &[f32], rows: usize, output: Output<'_>) {
-        assert!(x.len() >= rows * self.inputs, "x is [rows, inputs]");
-        assert!(rows == 0 || output.y.len() >= (rows - 1) * output.stride + self.outputs, "y is [rows, outputs]");
-        let groups = self.outputs.div_ceil(LANES * PANELS);
-        let row_tiles = rows.div_ceil(TILE_ROWS);
-        let y = Shared::new(output.y);
+    /// W x for every row, each output one chain of multiply-adds over the inputs in ascending order, then over the ranks of
+    /// the row's adapter: the same for one row and for many.
+    pub fn product(&self, cpu: &Cpu, x: Rows<'_>, adapters: Adapters<'_>, epilogue: Epilogue<'_>) {
+        assert!(x.rows == 0 || x.numbers.len() >= (x.rows - 1) * x.stride + self.inputs, "x is [rows, inputs]");
+        let pairs = self.panels / PAIR;
+        let together = (pairs / (cpu.pool.threads() * TASKS_PER_THREAD)).clamp(1, TASKS_PER_THREAD);
+        let (groups, row_tiles) = (pairs.div_ceil(together), x.rows.div_ceil(TASK_ROWS));
+        let out = epilogue.share(self.width());
         cpu.pool.run(groups * row_tiles, &|task| {
-            let (group, tile) = (task % groups, task / groups);
-            let first = tile * TILE_ROWS;
-            let tile = Tile {
+            let (group, first) = (task % groups, task / groups * TASK_ROWS);
+            let task = Task {
                 matrix: self,
-                x: &x[first * self.inputs..],
-                rows: TILE_ROWS.min(rows - first),
-                group,
-                // SAFETY: tiles are disjoint parts of y, whose length was checked.
-                y: unsafe { y.at(first * output.stride) },
-                stride: output.stride,
-                bias: output.bias,
+                x,
+                rows: first..x.rows.min(first + TASK_ROWS),
+                pairs: group * together..pairs.min((group + 1) * together),
+                adapters,
+                out,
             };
-            cpu.path.product(&tile);
+            match self.format() {
+                Format::Plain(dtype) => cpu.path.product(dtype, task),
+                Format::Int8 => cpu.path.product_int8(task),
+            }
         });
     }
 }
 
-/// A buffer that the tasks of one pass share: each writes its own part.
-pub(super) struct Shared {
-    start: *mut f32,
-    len: usize,
+/// How inputs are packed: how many side by side, and up to a multiple of how many.
+#[derive(Debug, Clone, Copy)]
+struct Packing {
+    step: usize,
+    multiple: usize,
 }
-// SAFETY: tasks write disjoint parts.
-unsafe impl Sync for Shared {}
 
-impl Shared {
-    pub(super) fn new(buffer: &mut [f32]) -> Self {
-        Self { start: buffer.as_mut_ptr(), len: buffer.len() }
-    }
+impl Packing {
+    const INT8: Self = Self { step: int8::STEP, multiple: int8::GROUP };
 
-    /// # Safety
-    /// As for `slice`, of everything that is written from there on.
-    unsafe fn at(&self, at: usize) -> *mut f32 {
-        assert!(at <= self.len, "a task's part lies in the buffer");
-        // SAFETY: in bounds by the assertion.
-        unsafe { self.start.add(at) }
-    }
-
-    /// # Safety
-    /// No two live slices of one pass may overlap, and the buffer must outlive them.
-    #[allow(clippy::mut_from_ref)]
-    pub(super) unsafe fn slice(&self, at: usize, len: usize) -> &mut [f32] {
-        assert!(at + len <= self.len, "a task's part lies in the buffer");
-        // SAFETY: in bounds by the assertion, disjoint by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    fn of(dtype: DType) -> Self {
+        Self { step: dtype.inputs_per_step(), multiple: dtype.inputs_per_step() }
     }
 }
 
-pub(super) struct Tile<'a> {
-    matrix: &'a Matrix,
-    x: &'a [f32],
-    rows: usize,
-    group: usize,
-    y: *mut f32,
-    stride: usize,
-    bias: Option<&'a [f32]>,
+/// Where element (lane of a panel, input) is.
+fn place(panel: usize, lane: usize, input: usize, inputs: usize, Packing { step, multiple }: Packing) -> usize {
+    let pair = panel / PAIR * inputs.next_multiple_of(multiple) * PAIR;
+    (pair + input / step * step * PAIR + panel % PAIR * step) * LANES + lane * step + input % step
 }
 
-impl Tile<'_> {
-    #[inline(always)]
-    pub(super) unsafe fn run<V: Vec16>(&self) {
-        match &self.matrix.data {
-            // SAFETY: the caller has the path's instruction set.
-            Data::F32(data) => unsafe { self.rows::<V, f32>(data) },
-            // SAFETY: the same.
-            Data::Bf16(data) => unsafe { self.rows::<V, u16>(data) },
+fn pack<T: Copy>(data: &mut [T], source: &[T], inputs: usize, step: usize, (first, every): (usize, usize)) {
+    for (panel, rows) in source.chunks(LANES * inputs).enumerate() {
+        for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+            let start = place(first + panel * every, lane, 0, inputs, Packing { step, multiple: step });
+            for (at, values) in row.chunks(step).enumerate() {
+                let at = start + at * step * PAIR * LANES;
+                data[at..at + values.len()].copy_from_slice(values);
+            }
         }
     }
+}
 
+/// Rows that are multiplied: [rows, inputs] with a stride, of the type that the path wants.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    pub numbers: Numbers<'a>,
+    pub rows: usize,
+    pub stride: usize,
+    /// The same rows, rounded: only where the weights have 8 bits.
+    pub quantised: Option<&'a Quantised>,
+}
+
+/// What becomes of a product's outputs. `y` has a row for each row of x, with `stride` elements between them.
+pub enum Epilogue<'a> {
+    /// y = W x + bias
+    Store { y: &'a mut [f32], stride: usize, bias: Option<&'a [f32]> },
+    /// y += W x + bias
+    Add { y: &'a mut [f32], stride: usize, bias: Option<&'a [f32]> },
+    /// y = silu(gate) * up, silu(z) = z / (1 + e^-z), where gate and up take turns panel by panel.
+    Gate { y: &'a mut NumberBuffer, stride: usize, bias: Option<&'a [f32]> },
+}
+
+#[derive(Clone, Copy)]
+enum Out<'a> {
+    Store { y: Shared<'a, f32>, stride: usize, bias: Option<&'a [f32]> },
+    Add { y: Shared<'a, f32>, stride: usize, bias: Option<&'a [f32]> },
+    Gate { y: SharedNumbers<'a>, stride: usize, bias: Option<&'a [f32]> },
+}
+
+impl<'a> Epilogue<'a> {
+    fn share(self, width: usize) -> Out<'a> {
+        let (Self::Store { bias, .. } | Self::Add { bias, .. } | Self::Gate { bias, .. }) = &self;
+        assert!(bias.is_none_or(|bias| bias.len() >= width), "a bias has a value for each output");
+        match self {
+            Self::Store { y, stride, bias } => Out::Store { y: Shared::new(y), stride, bias },
+            Self::Add { y, stride, bias } => Out::Add { y: Shared::new(y), stride, bias },
+            Self::Gate { y, stride, bias } => Out::Gate { y: y.shared(), stride, bias },
+        }
+    }
+}
+
+/// Outputs of a pair of panels for the rows of a tile.
+pub(super) type Sums = [[f32; PAIR * LANES]; MOST_ROWS];
+
+struct Task<'a> {
+    matrix: &'a Matrix,
+    x: Rows<'a>,
+    rows: Range<usize>,
+    pairs: Range<usize>,
+    adapters: Adapters<'a>,
+    out: Out<'a>,
+}
+
+dispatch!(product, Task<'_>);
+
+impl Path {
+    fn product_int8(self, task: Task<'_>) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use super::arithmetic::{Dot, Widened};
+            use super::simd::{Avx2, Avx512};
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx512vnni")]
+            unsafe fn avx512_bf16(task: Task<'_>) {
+                // SAFETY: the features are enabled here.
+                unsafe { task.with::<Dot, int8::Vnni>() }
+            }
+            #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+            unsafe fn avx512(task: Task<'_>) {
+                // SAFETY: the features are enabled here.
+                unsafe { task.with::<Widened<Avx512>, int8::Vnni>() }
+            }
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2(task: Task<'_>) {
+                // SAFETY: the features are enabled here.
+                unsafe { task.with::<Widened<Avx2>, int8::Madd>() }
+            }
+            match self {
+                // SAFETY: a path is only used where `available` said so.
+                Self::Avx512Bf16 => return unsafe { avx512_bf16(task) },
+                // SAFETY: as above, and it was looked for.
+                Self::Avx512 if is_x86_feature_detected!("avx512vnni") => return unsafe { avx512(task) },
+                // SAFETY: as above; whatever has AVX-512 has AVX2, and integers give the same sums.
+                Self::Avx512 | Self::Avx2 => return unsafe { avx2(task) },
+                Self::Portable => {}
+            }
+        }
+        // SAFETY: the portable path needs nothing.
+        unsafe { task.with::<super::arithmetic::Widened<super::simd::Portable>, int8::Plain>() }
+    }
+}
+
+impl Task<'_> {
     #[inline(always)]
-    unsafe fn rows<V: Vec16, W: Weight>(&self, data: &[W]) {
-        let mut row = 0;
-        while row < self.rows {
-            let left = self.rows - row;
-            // SAFETY: `row + n <= rows`.
-            unsafe {
-                row += match left {
-                    1 => self.block::<V, W, 1>(data, row),
-                    2 => self.block::<V, W, 2>(data, row),
-                    3 => self.block::<V, W, 3>(data, row),
-                    4 => self.block::<V, W, 4>(data, row),
-                    5 => self.block::<V, W, 5>(data, row),
-                    _ => self.block::<V, W, ROWS>(data, row),
-                };
+    unsafe fn run<A: Arithmetic>(self) {
+        let Data::Plain(numbers) = &self.matrix.data else { unreachable!("8 bits have a kernel of their own") };
+        let data = A::W::of(numbers.numbers());
+        for pair in self.pairs.clone() {
+            for (first, rows) in self.tiles::<A>(pair) {
+                let mut sums = [[0f32; PAIR * LANES]; MOST_ROWS];
+                // SAFETY: the caller has the path's instruction set, and the rows are rows of x and y.
+                unsafe {
+                    with_rows!(rows, A::V::TILE_ROWS, N => self.base::<A, N>(data, pair, first, &mut sums));
+                    self.finish::<A>(pair, first, &mut sums[..rows]);
+                }
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn block<V: Vec16, W: Weight, const N: usize>(&self, data: &[W], row: usize) -> usize {
-        let inputs = self.matrix.inputs;
-        let panels = self.matrix.outputs.div_ceil(LANES);
-        let first = self.group * PANELS;
-        // SAFETY: all addresses below lie in `data`, `x` and `y` as their lengths were checked by `product`.
-        unsafe {
-            let mut sums = [[V::splat(0.0); PANELS]; N];
-            let x: [*const f32; N] = std::array::from_fn(|i| self.x.as_ptr().add((row + i) * inputs));
-            // A group at the edge reads its last panel more than once and writes it once.
-            let w: [*const W; PANELS] =
-                std::array::from_fn(|j| data.as_ptr().add((first + j).min(panels - 1) * inputs * LANES));
-            for k in 0..inputs {
-                let weights: [V; PANELS] = std::array::from_fn(|j| W::load::<V>(w[j].add(k * LANES)));
-                for i in 0..N {
-                    let value = V::splat(*x[i].add(k));
-                    for j in 0..PANELS {
-                        sums[i][j] = sums[i][j].fma(value, weights[j]);
-                    }
+    unsafe fn with<A: Arithmetic, I: Integers>(self) {
+        let (Data::Int8(weights), Some(x)) = (&self.matrix.data, self.x.quantised) else {
+            unreachable!("8 bits meet rounded rows")
+        };
+        for pair in self.pairs.clone() {
+            for (first, rows) in self.tiles::<A>(pair) {
+                let mut sums = [[0f32; PAIR * LANES]; MOST_ROWS];
+                // SAFETY: as above.
+                unsafe {
+                    int8::base::<I>(weights, x, (self.matrix.inputs, pair), (first, rows), &mut sums);
+                    self.finish::<A>(pair, first, &mut sums[..rows]);
                 }
+            }
+        }
+    }
+
+    /// The tiles of a pair, as (first row, rows).
+    #[inline(always)]
+    fn tiles<A: Arithmetic>(&self, pair: usize) -> impl Iterator<Item = (usize, usize)> + use<A> {
+        // SAFETY: asks for memory only.
+        unsafe { lora::prefetch::<A>(&self.adapters, &self.rows, pair * PAIR..(pair + 1) * PAIR) };
+        let start = self.rows.start;
+        blocks(self.rows.len(), A::V::TILE_ROWS).map(move |(first, rows)| (start + first, rows))
+    }
+
+    /// What the base weights contribute to `N` rows of a pair of panels.
+    #[inline(always)]
+    unsafe fn base<A: Arithmetic, const N: usize>(&self, data: &[A::W], pair: usize, row: usize, sums: &mut Sums) {
+        let steps = self.matrix.inputs.div_ceil(A::STEP);
+        let stride = PAIR * LANES * A::STEP;
+        // SAFETY: all addresses below lie in the weights and in x, as their lengths were checked by `product`.
+        unsafe {
+            let x = A::X::of(self.x.numbers).as_ptr();
+            let mut rows = [x; N];
+            for (i, place) in rows.iter_mut().enumerate() {
+                *place = x.add((row + i) * self.x.stride);
+            }
+            let w = data.as_ptr().add(pair * steps * stride);
+            let mut live = [[A::V::splat(0.0); PAIR]; N];
+            tile::<A, N, PAIR, AHEAD>(&mut live, rows, [w, w.add(LANES * A::STEP)], stride, steps);
+            for (sums, live) in sums.iter_mut().zip(live) {
+                live[0].store(sums.as_mut_ptr());
+                live[1].store(sums.as_mut_ptr().add(LANES));
+            }
+        }
+    }
+
+    /// Adds what the adapters contribute, and writes the outputs.
+    #[inline(always)]
+    unsafe fn finish<A: Arithmetic>(&self, pair: usize, row: usize, sums: &mut [[f32; PAIR * LANES]]) {
+        // SAFETY: the rows are rows of y.
+        unsafe {
+            for panel in 0..PAIR {
+                lora::expand::<A>(&self.adapters, row, pair * PAIR + panel, panel * LANES, sums);
             }
             for (i, sums) in sums.iter().enumerate() {
-                for (j, sum) in sums.iter().enumerate().take(panels - first) {
-                    self.write(*sum, row + i, (first + j) * LANES);
+                let (low, high) = (A::V::load(sums.as_ptr()), A::V::load(sums.as_ptr().add(LANES)));
+                self.write::<A>(row + i, pair, [low, high]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn write<A: Arithmetic>(&self, row: usize, pair: usize, mut sums: [A::V; PAIR]) {
+        let at = pair * PAIR * LANES;
+        let (Out::Store { bias, .. } | Out::Add { bias, .. } | Out::Gate { bias, .. }) = self.out;
+        // SAFETY: outputs of different tasks are disjoint; slices are as long as what is loaded and stored.
+        unsafe {
+            if let Some(bias) = bias {
+                let bias = bias[at..at + PAIR * LANES].as_ptr();
+                sums = [sums[0].add(A::V::load(bias)), sums[1].add(A::V::load(bias.add(LANES)))];
+            }
+            match self.out {
+                Out::Store { y, stride, .. } => {
+                    let y = y.slice(row * stride + at, PAIR * LANES).as_mut_ptr();
+                    sums[0].store(y);
+                    sums[1].store(y.add(LANES));
+                }
+                Out::Add { y, stride, .. } => {
+                    let y = y.slice(row * stride + at, PAIR * LANES).as_mut_ptr();
+                    A::V::load(y).add(sums[0]).store(y);
+                    A::V::load(y.add(LANES)).add(sums[1]).store(y.add(LANES));
+                }
+                Out::Gate { y, stride, .. } => {
+                    let y = A::X::part(y, row * stride + pair * LANES, LANES);
+                    let [gate, up] = sums;
+                    let power = gate.mul(A::V::splat(-std::f32::consts::LOG2_E)).exp2();
+                    let active = gate.div(A::V::splat(1.0).add(power)).mul(up);
+                    A::X::store(active, y.as_mut_ptr());
                 }
             }
         }
-        N
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Path, Pool};
+    use super::*;
+
+    /// Numbers from a place, in [-1, 1), exact in bf16.
+    fn number(n: usize) -> f32 {
+        (n.wrapping_mul(2_654_435_761) >> 7 & 127) as f32 / 64.0 - 1.0
     }
 
-    #[inline(always)]
-    unsafe fn write<V: Vec16>(&self, sum: V, row: usize, output: usize) {
-        let mut lanes = [0f32; LANES];
-        // SAFETY: `lanes` has LANES elements, and only outputs that exist are written.
-        unsafe {
-            sum.store(lanes.as_mut_ptr());
-            let y = self.y.add(row * self.stride + output);
-            for (lane, &value) in lanes.iter().enumerate().take(self.matrix.outputs - output) {
-                *y.add(lane) = value + self.bias.map_or(0.0, |bias| bias[output + lane]);
+    fn rows(dtype: DType, rows: usize, width: usize) -> NumberBuffer {
+        let mut buffer = NumberBuffer::zeroed(dtype, rows * row_stride(width));
+        for row in 0..rows {
+            for at in 0..width {
+                let (place, value) = (row * row_stride(width) + at, number(row * width + at + 9));
+                match &mut buffer {
+                    NumberBuffer::F32(data) => data[place] = value,
+                    NumberBuffer::Bf16(data) => data[place] = Number::round(value),
+                }
             }
         }
+        buffer
     }
-}
 
-/// An element of a packed matrix.
-trait Weight: Copy {
-    unsafe fn load<V: Vec16>(from: *const Self) -> V;
-}
-
-impl Weight for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Vec16>(from: *const Self) -> V {
-        // SAFETY: passed on to the caller.
-        unsafe { V::load(from) }
+    fn product(cpu: &Cpu, matrix: &Matrix, count: usize) -> Vec<f32> {
+        let x = rows(cpu.path.activations(matrix.format().dtype()), count, matrix.inputs());
+        let mut y = vec![0.0; count * matrix.width()];
+        let stride = row_stride(matrix.inputs());
+        let x = Rows { numbers: x.numbers(), rows: count, stride, quantised: None };
+        let mut quantised = Quantised::default();
+        quantised.round(cpu, x, matrix.inputs());
+        let epilogue = Epilogue::Store { y: &mut y, stride: matrix.width(), bias: None };
+        matrix.product(cpu, Rows { quantised: Some(&quantised), ..x }, Adapters::NONE, epilogue);
+        y
     }
-}
 
-impl Weight for u16 {
-    #[inline(always)]
-    unsafe fn load<V: Vec16>(from: *const Self) -> V {
-        // SAFETY: passed on to the caller.
-        unsafe { V::load_bf16(from) }
+    #[test]
+    fn a_row_has_the_same_product_alone_and_among_others_and_nearly_the_same_on_every_path() {
+        let (outputs, inputs) = (50, 75);
+        let source: Vec<f32> = (0..outputs * inputs).map(number).collect();
+        let halves: Vec<u16> = source.iter().map(|&value| Number::round(value)).collect();
+        for format in [Format::Plain(DType::F32), Format::Plain(DType::Bf16), Format::Int8] {
+            let mut matrix = Matrix::zeroed(format, 4, inputs);
+            let halved = format == Format::Plain(DType::Bf16);
+            matrix.fill(if halved { Numbers::Bf16(&halves) } else { Numbers::F32(&source) }, 0, 1);
+            // 8 bits are off by half a step of their scale in each of the inputs.
+            let (element, sum) = if format == Format::Int8 { (0.5 / 127.0 + 1e-6, 0.2) } else { (0.0, 1e-4) };
+            let (cpu, mut row) = (Cpu { path: Path::Portable, pool: Arc::new(Pool::new(1)) }, vec![0.0; inputs]);
+            matrix.gather(&cpu, &[37], &mut row, inputs);
+            let exact = &source[37 * inputs..38 * inputs];
+            assert!(row.iter().zip(exact).all(|(a, b)| (a - b).abs() <= element), "{row:?}");
+            let mut before: Option<Vec<f32>> = None;
+            for path in Path::ALL.into_iter().filter(|path| path.available()) {
+                let cpu = Cpu { path, pool: Arc::new(Pool::new(2)) };
+                let many = product(&cpu, &matrix, 131);
+                for count in [1, 2, 7, 12, 25] {
+                    assert_eq!(many[..count * matrix.width()], product(&cpu, &matrix, count), "{count} rows");
+                }
+                for (at, found) in many.iter().enumerate() {
+                    let (row, output) = (at / matrix.width(), at % matrix.width());
+                    let term = |input| number(row * inputs + input + 9) * number(output * inputs + input);
+                    let expected: f32 = if output < outputs { (0..inputs).map(term).sum() } else { 0.0 };
+                    assert!((found - expected).abs() < sum, "{} {row} {output}: {found}, {expected}", path.name());
+                }
+                let other = before.replace(many.clone()).unwrap_or(many.clone());
+                assert!(many.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-4), "{} differs", path.name());
+            }
+        }
     }
 }
