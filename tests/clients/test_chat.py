@@ -40,9 +40,9 @@ def test_a_stream_keeps_the_contract(client):
 
 
 def test_guesses_from_the_text_change_nothing_but_their_count(client):
-    words = [{"role": "user", "content": "Repeat after me: " + "one two three four " * 8}]
-    with_guesses = ask(client, messages=words, max_tokens=64)
-    without = ask(client, messages=words, max_tokens=64, extra_body={"ignore_eos": True, "speculation": False})
+    words = [{"role": "user", "content": "Say this again:" + " the lamp is on the table." * 2}]
+    with_guesses = ask(client, messages=words, max_tokens=96)
+    without = ask(client, messages=words, max_tokens=96, extra_body={"ignore_eos": True, "speculation": False})
     assert with_guesses.choices[0].message.content == without.choices[0].message.content
     assert with_guesses.usage.completion_tokens_details.accepted_prediction_tokens > 0
     none = without.usage.completion_tokens_details
