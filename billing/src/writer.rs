@@ -370,7 +370,8 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
 /// Ids of the requests whose rows say what was to be written.
 type SettledIds = HashSet<String>;
 
-/// One statement, and so a transaction of its own.
+/// One statement, and so a transaction of its own. A server that others took for dead opens no rows until it has said that it lives: a
+/// statement that arrives after its death would leave a row that nobody closes.
 async fn begin(
     connection: &mut AnyConnection,
     kind: DbKind,
@@ -381,7 +382,8 @@ async fn begin(
     let rows = padded(begins.len());
     let sql = format!(
         "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, tag, started_ms, price_version, \
-         instance, finish) {} ON CONFLICT (id) DO NOTHING",
+         instance, finish) SELECT * FROM ({}) AS v \
+         WHERE EXISTS (SELECT 1 FROM instances WHERE id = v.column12) ON CONFLICT (id) DO NOTHING",
         kind.values(rows, 13)
     );
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
@@ -405,7 +407,11 @@ async fn begin(
             .bind(instance.to_owned())
             .bind("running");
     }
-    query.execute(connection).await?;
+    let opened = query.execute(&mut *connection).await?.rows_affected();
+    let lives = sqlx::query("SELECT 1 FROM instances WHERE id = $1").bind(instance);
+    if opened == 0 && lives.fetch_optional(connection).await?.is_none() {
+        return Err(sqlx::Error::Io(std::io::Error::other("other servers have taken this one for dead")));
+    }
     Ok(())
 }
 

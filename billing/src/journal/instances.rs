@@ -63,7 +63,9 @@ impl Journal {
             DbKind::Sqlite => None,
             DbKind::Postgres => Some(DEAD_AFTER),
         };
-        let closed = self.bury(&self.others(unseen_for).await?).await?;
+        let mut dead = self.others(unseen_for).await?;
+        dead.extend(self.gone().await?);
+        let closed = self.bury(&dead).await?;
         let mut silence = Silence::default();
         self.look(&mut silence).await?;
         tokio::spawn(self.clone().watch(silence));
@@ -114,7 +116,8 @@ impl Journal {
     }
 
     async fn bury_silent(&self, silence: &mut Silence) -> Result<u64, BillingError> {
-        let dead = self.look(silence).await?;
+        let mut dead = self.look(silence).await?;
+        dead.extend(self.gone().await?);
         self.bury(&dead).await
     }
 
@@ -145,6 +148,17 @@ impl Journal {
         rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
     }
 
+    /// Servers that are known no more and have something open: whoever buried them did not come to the end.
+    async fn gone(&self) -> Result<Vec<String>, BillingError> {
+        let rows = sqlx::query(
+            "SELECT instance FROM requests WHERE finish = 'running' AND instance NOT IN (SELECT id FROM instances) \
+             UNION SELECT instance FROM reservations WHERE closed_ms IS NULL AND instance NOT IN (SELECT id FROM instances) \
+             UNION SELECT instance FROM cap_leases WHERE instance NOT IN (SELECT id FROM instances)",
+        );
+        let rows = rows.fetch_all(self.db.pool()).await?;
+        rows.iter().map(|row| Ok(row.try_get("instance")?)).collect()
+    }
+
     /// Closes what dead servers have left behind. Returns how many requests that were.
     pub(super) async fn bury(&self, dead: &[String]) -> Result<u64, BillingError> {
         if !dead.is_empty() {
@@ -153,11 +167,12 @@ impl Journal {
         }
         let mut closed = 0;
         for dead in dead {
+            // First: from now on none of its rows is opened any more, however late that statement arrives.
+            sqlx::query("DELETE FROM instances WHERE id = $1").bind(dead).execute(self.db.pool()).await?;
             for account in self.left_by(dead).await? {
                 closed += self.bury_in(dead, &account).await?;
             }
             outbox::release(&self.db, dead).await?;
-            sqlx::query("DELETE FROM instances WHERE id = $1").bind(dead).execute(self.db.pool()).await?;
         }
         Ok(closed)
     }
