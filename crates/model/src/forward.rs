@@ -4,10 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use tensor::cpu::attention::{self, Cache, Chunk, Heads, Input, Query, Scratch};
-use tensor::cpu::int8::Quantised;
 use tensor::cpu::lora::{self, Adapters, Update};
 use tensor::cpu::prepare::{self, Norm, Positions};
-use tensor::cpu::{Buffer, Cpu, Epilogue, LANES, Matrix, NumberBuffer, Numbers, Rows, row_stride};
+use tensor::cpu::{Buffer, Cpu, Epilogue, LANES, Matrix, NumberBuffer, Numbers, Quantised, Rows, row_stride};
 use tensor::{DType, Format, Runs};
 
 use crate::checkpoint::Checkpoint;

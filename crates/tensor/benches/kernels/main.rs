@@ -1,17 +1,18 @@
 //! The kernels of the shape of a 135M Llama against what this machine can do at most.
 //!
-//!     cargo bench -p tensor [-- [PATH] [FORMAT] [products] [attention] [shrink]]
+//!     cargo bench -p tensor [-- [PATH] [FORMAT] [products] [attention] [shrink] [between]]
 
 mod limits;
 
 use std::sync::Arc;
 
 use limits::{Limits, best};
-use tensor::cpu::attention::{self, Cache, Chunk, Heads, Input, PAGE_TOKENS, Scratch};
-use tensor::cpu::int8::Quantised;
+use tensor::cpu::attention::{self, Cache, Chunk, Heads, Input, PAGE_TOKENS, Query, Scratch};
 use tensor::cpu::lora::{self, Adapters, Update};
-use tensor::cpu::{Cpu, Epilogue, LANES, Matrix, NumberBuffer, Numbers, Path, Pool, Rows, row_stride};
-use tensor::{DType, Format};
+use tensor::cpu::prepare::{self, Norm, Positions};
+use tensor::cpu::sample;
+use tensor::cpu::{Cpu, Epilogue, LANES, Matrix, NumberBuffer, Numbers, Path, Pool, Quantised, Rows, row_stride};
+use tensor::{Ask, DType, Format, SampleRow, Sampling};
 
 /// Weights that few rows read in turn, in bytes: more than the caches hold.
 const STREAMED: usize = 256 << 20;
@@ -22,7 +23,7 @@ const SITES: [(&str, usize, usize); 5] =
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let named = |name: &str| arguments.iter().any(|argument| argument == name);
-    let all = !["products", "attention", "shrink"].into_iter().any(named);
+    let all = !["products", "attention", "shrink", "between"].into_iter().any(named);
     let paths: Vec<Path> = match Path::ALL.into_iter().find(|path| named(path.name())) {
         Some(path) => vec![path],
         None => Path::ALL.into_iter().filter(|path| path.available() && *path != Path::Portable).collect(),
@@ -51,6 +52,9 @@ fn main() {
         }
         if all || named("shrink") {
             shrink(&cpu, format.dtype(), limits);
+        }
+        if all || named("between") {
+            between(&cpu, format.dtype());
         }
     }
 }
@@ -184,4 +188,57 @@ fn shrink(cpu: &Cpu, dtype: DType, limits: Limits) {
         let limits = (limits.read, peak(cpu.path, Format::Plain(dtype), limits));
         print(&format!("shrink of 32 adapters of rank {rank:2}"), seconds, (bytes as f64, operations as f64), limits);
     }
+}
+
+/// What lies between the products of a layer, and what ends a step.
+fn between(cpu: &Cpu, dtype: DType) {
+    let heads = Heads { heads: 9, kv_heads: 3, head_dim: 64, window: None };
+    let (hidden, width) = (576, 960);
+    let activations = cpu.path.activations(dtype);
+    for rows in [1, 8, 32, 512] {
+        let pages: Vec<u32> = (0..rows as u32).collect();
+        let queries: Vec<Query<'_>> = (0..rows).map(|row| Query { pages: &pages, position: row }).collect();
+        let mut x = vec![0.5f32; rows * width];
+        let mut y = NumberBuffer::zeroed(activations, rows * row_stride(hidden));
+        let weight = vec![1.0; hidden];
+        let norm = Norm { weight: &weight, eps: 1e-5 };
+        let normed = best(|| {
+            prepare::norm(cpu, norm, (&x, hidden), |row| row, (&mut y, row_stride(hidden), rows));
+        });
+        let (mut k, mut v) = (Cache::new(dtype, rows, heads), Cache::new(dtype, rows, heads));
+        let (cos, sin) = (vec![0.8; rows * 32], vec![0.6; rows * 32]);
+        let turn = Positions {
+            heads,
+            queries: &queries,
+            cos: &cos,
+            sin: &sin,
+            q_norm: None,
+            k_norm: None,
+            k: hidden,
+            v: hidden + 192,
+        };
+        let turned = best(|| {
+            prepare::positions(cpu, &turn, (&mut x, width), (&mut y, row_stride(hidden)), (&mut k, &mut v));
+        });
+        println!("{rows:4} rows: norm {:.1} us, positions {:.1} us", normed * 1e6, turned * 1e6);
+    }
+    let mut logits: Vec<f32> = (0..49_152u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 20) as f32 / 512.0).collect();
+    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+    let nucleus = Sampling { top_p: 0.9, ..Sampling::default() };
+    for (what, sampling) in [("greedy", greedy), ("top-p", nucleus), ("any", Sampling::default())] {
+        let ask = Ask::Sample(SampleRow {
+            sampling: Arc::new(sampling),
+            uniform: 0.5,
+            counts: None,
+            banned: Arc::new([]),
+            mask: None,
+            top_logprobs: None,
+        });
+        let seconds = best(|| {
+            std::hint::black_box(sample::answer(cpu.path, &ask, &mut logits)).expect("numbers");
+        });
+        println!("sampling of 49,152 tokens, {what}: {:.1} us", seconds * 1e6);
+    }
+    let empty = best(|| (0..1_000).for_each(|_| cpu.pool.run(cpu.pool.threads(), &|_| {})));
+    println!("a pass that does nothing: {:.2} us", empty * 1e3);
 }

@@ -132,7 +132,6 @@ impl Number for u16 {
 ///
 /// # Safety
 /// Every method needs the instruction set of its path; `panel` reads sixteen times `STEP` elements, `splat` reads `STEP`.
-#[expect(clippy::missing_safety_doc, reason = "said once, for all of them, above")]
 pub trait Arithmetic: 'static {
     type V: Vec16;
     /// The packed operand: `[inputs / STEP][16 outputs][STEP]`.
@@ -302,10 +301,12 @@ macro_rules! with_rows {
 pub(super) use with_rows;
 
 /// Cuts `rows` into as few blocks of at most `most` as there can be, as even as they can be.
+#[inline(always)]
 pub fn blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
     let count = rows.div_ceil(most).max(1);
     (0..count).map(move |block| {
-        let first = block * rows / count;
+        // Hidden from the optimiser, which else divides again wherever a place is needed: in the inner loops.
+        let first = std::hint::black_box(block * rows / count);
         (first, (block + 1) * rows / count - first)
     })
 }

@@ -18,7 +18,7 @@ use super::{Cpu, Numbers, dispatch};
 /// Inputs that are multiplied at once.
 pub(super) const STEP: usize = 4;
 /// Inputs whose activations share a scale: an outlier costs only its neighbours their precision.
-pub const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 /// Weights are stored with this added, as the instructions want one side without a sign.
 const ZERO: i32 = 128;
 /// Rows that a task rounds.
@@ -111,7 +111,8 @@ impl Round<'_> {
                     *whole = x.widen();
                 }
                 let values = &mut values[group * GROUP..(group + 1) * GROUP];
-                (scales[group], starts[group]) = round_group(&whole, values);
+                // SAFETY: the caller has the path's instruction set.
+                (scales[group], starts[group]) = unsafe { round_group::<A::V>(&whole, values) };
             }
         }
     }
@@ -119,33 +120,38 @@ impl Round<'_> {
 
 /// Rounds a group; returns its scale and what its sums begin with.
 #[inline(always)]
-fn round_group(x: &[f32; GROUP], values: &mut [i8]) -> (f32, i32) {
-    let mut largest = [0f32; LANES];
-    let mut nothing = [0f32; LANES];
-    for lanes in x.as_chunks::<LANES>().0 {
-        for ((largest, nothing), x) in largest.iter_mut().zip(&mut nothing).zip(lanes) {
-            let size = x.abs();
-            *largest = if size > *largest { size } else { *largest };
+unsafe fn round_group<V: Vec16>(x: &[f32; GROUP], values: &mut [i8]) -> (f32, i32) {
+    let mut rounded = [0f32; GROUP];
+    // SAFETY: a group is made of whole vectors.
+    let (scale, sum) = unsafe {
+        let zero = V::splat(0.0);
+        let (mut largest, mut nothing) = (zero, zero);
+        for at in (0..GROUP).step_by(LANES) {
+            let lanes = V::load(x.as_ptr().add(at));
+            largest = largest.max(lanes).max(zero.sub(lanes));
             // Zero, or no number where something here is none: that must not be rounded away.
-            *nothing += x * 0.0;
+            nothing = nothing.fma(lanes, zero);
         }
+        let largest = largest.largest();
+        let inverse = V::splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+        let mut sum = zero;
+        for at in (0..GROUP).step_by(LANES) {
+            let lanes = V::load(x.as_ptr().add(at)).mul(inverse).round();
+            sum = sum.add(lanes);
+            lanes.store(rounded.as_mut_ptr().add(at));
+        }
+        (largest / 127.0 + nothing.sum(), sum.sum())
+    };
+    for (value, rounded) in values.iter_mut().zip(rounded) {
+        *value = rounded as i32 as i8;
     }
-    let largest = largest.iter().fold(0f32, |a, &b| a.max(b));
-    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-    let mut sum = 0i32;
-    for (value, x) in values.iter_mut().zip(x) {
-        let rounded = (x * inverse).round_ties_even() as i32;
-        *value = rounded as i8;
-        sum += rounded;
-    }
-    (largest / 127.0 + nothing.iter().sum::<f32>(), -ZERO * sum)
+    (scale, -ZERO * sum as i32)
 }
 
 /// Sixteen integer sums of products of 4 inputs each.
 ///
 /// # Safety
 /// Every method needs the instruction set of its path; `panel` reads 64 bytes, `splat` reads `STEP`.
-#[expect(clippy::missing_safety_doc, reason = "said once, for all of them, above")]
 pub trait Integers: 'static {
     type V: Vec16;
     type Sum: Copy;
@@ -335,10 +341,9 @@ unsafe fn tile<I: Integers, const N: usize>(
                 let panels = [I::panel(w), I::panel(w.add(LANES * STEP))];
                 I::V::prefetch(w.wrapping_add(super::matrix::AHEAD));
                 I::V::prefetch(w.wrapping_add(super::matrix::AHEAD + LANES * STEP));
-                for i in 0..N {
+                for (i, live) in live.iter_mut().enumerate() {
                     let value = I::splat(values.add(i * groups * GROUP + step * STEP));
-                    live[i][0] = I::step(live[i][0], value, panels[0]);
-                    live[i][1] = I::step(live[i][1], value, panels[1]);
+                    *live = [I::step(live[0], value, panels[0]), I::step(live[1], value, panels[1])];
                 }
             }
             for i in 0..N {

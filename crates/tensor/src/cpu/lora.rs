@@ -17,8 +17,10 @@ use crate::DType;
 
 /// Steps of the inputs that one chain of a shrink takes.
 const CUT: usize = 64;
-/// Cuts of a single row that are walked side by side, to hide the latency of the multiply-adds.
-const CUTS: usize = 4;
+/// How far ahead of the multiply-adds A is asked for, and how much of the next task's A before this one's, in bytes.
+const AHEAD: usize = 2048;
+/// Tasks that each thread should find at least, so that all end at about the same time.
+const TASKS_PER_THREAD: usize = 4;
 /// Rows that share one walk over a panel of B.
 const EXPAND_ROWS: usize = 4;
 /// Linears that a site has at most.
@@ -96,20 +98,26 @@ pub fn shrink(cpu: &Cpu, updates: &[Update<'_>], x: Rows<'_>, inputs: usize, shr
     let stride = shrunk_stride(updates);
     shrunk.grow(x.rows * stride);
     let out = shrunk.shared();
+    let rows = |update: &Update<'_>| update.rows.len().div_ceil(cpu.path.tile_rows());
+    // A is read front to back, by one task where there are enough of them.
+    let whole = updates.iter().map(rows).sum::<usize>() >= TASKS_PER_THREAD * cpu.pool.threads();
     let mut tasks = Vec::with_capacity(updates.len() * 4);
     for update in updates {
+        let panels = update.ranks.div_ceil(LANES);
         for (first, rows) in blocks(update.rows.len(), cpu.path.tile_rows()) {
             let first = update.rows.start + first;
-            tasks.extend((0..update.ranks.div_ceil(LANES)).map(|panel| (update, first..first + rows, panel)));
+            let each = if whole { panels } else { 1 };
+            tasks.extend((0..panels).step_by(each).map(|at| (update, first..first + rows, at..at + each)));
         }
     }
     cpu.pool.run(tasks.len(), &|task| {
-        let (update, rows, panel) = tasks[task].clone();
+        let (update, rows, panels) = tasks[task].clone();
+        let next = tasks.get(task + cpu.pool.threads()).map(|(update, ..)| update.a);
         let dtype = match update.a {
             Numbers::F32(_) => DType::F32,
             Numbers::Bf16(_) => DType::Bf16,
         };
-        cpu.path.shrink(dtype, Shrink { update, rows, panel, x, inputs, out, stride });
+        cpu.path.shrink(dtype, Shrink { update, rows, panels, next, x, inputs, out, stride });
     });
     stride
 }
@@ -117,7 +125,9 @@ pub fn shrink(cpu: &Cpu, updates: &[Update<'_>], x: Rows<'_>, inputs: usize, shr
 struct Shrink<'a> {
     update: &'a Update<'a>,
     rows: Range<usize>,
-    panel: usize,
+    panels: Range<usize>,
+    /// What a thread reads after this.
+    next: Option<Numbers<'a>>,
     x: Rows<'a>,
     inputs: usize,
     out: SharedNumbers<'a>,
@@ -129,15 +139,22 @@ dispatch!(shrink, Shrink<'_>);
 impl Shrink<'_> {
     #[inline(always)]
     unsafe fn run<A: Arithmetic>(self) {
-        // SAFETY: the caller has the path's instruction set.
-        with_rows!(self.rows.len(), A::V::TILE_ROWS, N => unsafe { self.rows::<A, N>() });
+        if let Some(next) = self.next {
+            let next = A::W::of(next).as_ptr().cast::<u8>();
+            // SAFETY: asks for memory only.
+            (0..AHEAD).step_by(64).for_each(|line| unsafe { A::V::prefetch(next.wrapping_add(line)) });
+        }
+        for panel in self.panels.clone() {
+            // SAFETY: the caller has the path's instruction set.
+            with_rows!(self.rows.len(), A::V::TILE_ROWS, N => unsafe { self.panel::<A, N>(panel) });
+        }
     }
 
     #[inline(always)]
-    unsafe fn rows<A: Arithmetic, const N: usize>(&self) {
+    unsafe fn panel<A: Arithmetic, const N: usize>(&self, panel: usize) {
         let steps = self.inputs.div_ceil(A::STEP);
-        let width = LANES.min(self.update.ranks - self.panel * LANES);
-        let (start, stride) = (self.panel * LANES * steps * A::STEP, width * A::STEP);
+        let width = LANES.min(self.update.ranks - panel * LANES);
+        let (start, stride) = (panel * LANES * steps * A::STEP, width * A::STEP);
         let a = A::W::of(self.update.a);
         assert!(a.len() >= start + steps.saturating_sub(1) * stride + LANES * A::STEP, "A has its ranks and room");
         // SAFETY: the rows are rows of x; a vector at the last step ends in A, as was checked.
@@ -149,26 +166,13 @@ impl Shrink<'_> {
             }
             let mut totals = [A::V::splat(0.0); N];
             let mut step = 0;
-            while N == 1 && step + CUT * CUTS <= steps {
-                let mut sums = [A::V::splat(0.0); CUTS];
-                for at in step..step + CUT {
-                    for (cut, sum) in sums.iter_mut().enumerate() {
-                        let at = at + cut * CUT;
-                        *sum = A::step(*sum, A::splat(x[0].add(at * A::STEP)), A::panel(a.add(at * stride)));
-                    }
-                }
-                for sum in sums {
-                    totals[0] = totals[0].add(sum);
-                }
-                step += CUT * CUTS;
-            }
             while step < steps {
                 let mut sums = [[A::V::splat(0.0)]; N];
                 let mut from = x;
                 for from in &mut from {
                     *from = from.add(step * A::STEP);
                 }
-                tile::<A, N, 1, 0>(&mut sums, from, [a.add(step * stride)], stride, CUT.min(steps - step));
+                tile::<A, N, 1, AHEAD>(&mut sums, from, [a.add(step * stride)], stride, CUT.min(steps - step));
                 for (total, sum) in totals.iter_mut().zip(sums) {
                     *total = total.add(sum[0]);
                 }
@@ -178,7 +182,7 @@ impl Shrink<'_> {
                 let mut lanes = [<A::X as bytemuck::Zeroable>::zeroed(); LANES];
                 A::X::store(*total, lanes.as_mut_ptr());
                 // Only its own ranks: those behind them are another task's.
-                let at = (self.rows.start + i) * self.stride + self.panel * LANES;
+                let at = (self.rows.start + i) * self.stride + panel * LANES;
                 A::X::part(self.out, at, width).copy_from_slice(&lanes[..width]);
             }
         }

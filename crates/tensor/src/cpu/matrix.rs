@@ -102,8 +102,9 @@ impl Matrix {
     pub fn gather(&self, cpu: &Cpu, outputs: &[u32], y: &mut [f32], stride: usize) {
         let y = Shared::new(y);
         cpu.pool.run(outputs.len().div_ceil(GATHER_ROWS), &|task| {
-            for row in task * GATHER_ROWS..outputs.len().min((task + 1) * GATHER_ROWS) {
-                let output = outputs[row] as usize;
+            let rows = outputs.iter().enumerate().skip(task * GATHER_ROWS).take(GATHER_ROWS);
+            for (row, &output) in rows {
+                let output = output as usize;
                 // SAFETY: each row is one task's.
                 let y = unsafe { y.slice(row * stride, self.inputs) };
                 let at = |input, packing| place(output / LANES, output % LANES, input, self.inputs, packing);

@@ -2,8 +2,8 @@
 
 mod arithmetic;
 pub mod attention;
-pub mod buffer;
-pub mod int8;
+mod buffer;
+mod int8;
 pub mod lora;
 pub mod matrix;
 pub mod pool;
@@ -17,6 +17,7 @@ use crate::DType;
 
 pub use arithmetic::Numbers;
 pub use buffer::{Buffer, NumberBuffer};
+pub use int8::Quantised;
 pub use matrix::{Epilogue, Matrix, Rows, row_stride};
 pub use pool::Pool;
 pub use simd::LANES;
@@ -102,7 +103,7 @@ fn is_amd() -> bool {
     #[cfg(target_arch = "x86_64")]
     {
         let leaf = std::arch::x86_64::__cpuid(0);
-        return [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD";
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

@@ -59,8 +59,8 @@ impl NormRow<'_> {
                 A::X::store(x.mul(A::V::load(self.norm.weight[at..].as_ptr())), y[at..].as_mut_ptr());
             }
         }
-        for at in whole..self.x.len() {
-            y[at] = A::X::round(self.x[at] * scale * self.norm.weight[at]);
+        for ((y, x), weight) in y.iter_mut().zip(self.x).zip(self.norm.weight).skip(whole) {
+            *y = A::X::round(x * scale * weight);
         }
     }
 }

@@ -13,8 +13,7 @@ const MORE: usize = 8;
 
 /// Answers one row. `logits` is scratch afterwards.
 pub fn answer(path: Path, ask: &Ask, logits: &mut [f32]) -> Result<RowOutput, NotANumber> {
-    // Without a branch for each, which would keep the compiler from taking many at a time.
-    if !logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) {
+    if !peaks(path, logits).0 {
         return Err(NotANumber);
     }
     match ask {
@@ -39,14 +38,55 @@ pub fn answer(path: Path, ask: &Ask, logits: &mut [f32]) -> Result<RowOutput, No
 }
 
 fn log_sum_exp(path: Path, logits: &[f32]) -> f32 {
-    let peak = peak(logits);
+    let peak = peak(path, logits);
     let mut weights = logits.to_vec();
     let sums = weigh(path, &mut weights, peak, 1.0);
     peak + sums.iter().sum::<f64>().ln() as f32
 }
 
-fn peak(logits: &[f32]) -> f32 {
-    logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| if logit > largest { logit } else { largest })
+/// Whether all are finite, and the largest of `CHUNK` of them each.
+fn peaks(path: Path, logits: &[f32]) -> (bool, Vec<f32>) {
+    let (mut finite, mut peaks) = (true, Vec::with_capacity(logits.len().div_ceil(CHUNK)));
+    path.peaks(DType::F32, Peaks { logits, finite: &mut finite, peaks: &mut peaks });
+    (finite, peaks)
+}
+
+fn peak(path: Path, logits: &[f32]) -> f32 {
+    peaks(path, logits).1.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+struct Peaks<'a> {
+    logits: &'a [f32],
+    finite: &'a mut bool,
+    peaks: &'a mut Vec<f32>,
+}
+
+dispatch!(peaks, Peaks<'_>);
+
+impl Peaks<'_> {
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic>(self) {
+        for chunk in self.logits.chunks(CHUNK) {
+            let (vectors, rest) = chunk.as_chunks::<LANES>();
+            // SAFETY: vectors are whole: what is left over is looked at one by one.
+            let (mut peak, nothing) = unsafe {
+                let zero = A::V::splat(0.0);
+                let (mut peak, mut nothing) = (A::V::splat(f32::NEG_INFINITY), zero);
+                for lanes in vectors {
+                    let lanes = A::V::load(lanes.as_ptr());
+                    peak = peak.max(lanes);
+                    // Zero, or no number where one of them is infinite or none.
+                    nothing = nothing.fma(lanes, zero);
+                }
+                (peak.largest(), nothing.sum())
+            };
+            *self.finite &= nothing == 0.0 && rest.iter().all(|logit| logit.is_finite());
+            for &logit in rest {
+                peak = peak.max(logit);
+            }
+            self.peaks.push(peak);
+        }
+    }
 }
 
 /// Puts e^((logit - peak) / temperature) into the place of each logit; returns the sums of `CHUNK` of them each.
@@ -145,7 +185,7 @@ fn draw(path: Path, row: &SampleRow, logits: &mut [f32]) -> u32 {
         }
     }
     if sampling.temperature <= 0.0 {
-        return greedy(logits);
+        return greedy(path, logits);
     }
     if sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p <= 0.0 {
         return any(path, sampling.temperature, row.uniform, logits);
@@ -153,9 +193,11 @@ fn draw(path: Path, row: &SampleRow, logits: &mut [f32]) -> u32 {
     nucleus(path, sampling, row.uniform, logits)
 }
 
-fn greedy(logits: &[f32]) -> u32 {
-    let peak = peak(logits);
-    logits.iter().position(|&logit| logit == peak).unwrap_or(0) as u32
+fn greedy(path: Path, logits: &[f32]) -> u32 {
+    let peaks = peaks(path, logits).1;
+    let peak = peaks.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let chunk = peaks.iter().position(|&other| other == peak).unwrap_or(0) * CHUNK;
+    (chunk + logits[chunk..].iter().position(|&logit| logit == peak).unwrap_or(0)) as u32
 }
 
 fn penalise(sampling: &Sampling, counts: &TokenCounts, logits: &mut [f32]) {
@@ -179,7 +221,7 @@ fn penalise(sampling: &Sampling, counts: &TokenCounts, logits: &mut [f32]) {
 
 /// One draw of all tokens by inversion, in the order of their ids.
 fn any(path: Path, temperature: f32, uniform: f32, logits: &mut [f32]) -> u32 {
-    let peak = peak(logits);
+    let peak = peak(path, logits);
     let sums = weigh(path, logits, peak, temperature);
     let mut left = f64::from(uniform) * sums.iter().sum::<f64>();
     for (chunk, (weights, sum)) in logits.chunks(CHUNK).zip(&sums).enumerate() {
@@ -200,7 +242,7 @@ fn any(path: Path, temperature: f32, uniform: f32, logits: &mut [f32]) -> u32 {
 /// One draw of the most probable tokens by inversion, the most probable first: the order is a function of the logits alone.
 fn nucleus(path: Path, sampling: &Sampling, uniform: f32, logits: &[f32]) -> u32 {
     let most = if sampling.top_k == 0 { logits.len() } else { logits.len().min(sampling.top_k as usize) };
-    let peak = peak(logits);
+    let peak = peak(path, logits);
     let whole = (sampling.top_k == 0 && sampling.top_p < 1.0)
         .then(|| weigh(path, &mut logits.to_vec(), peak, sampling.temperature).iter().sum::<f64>());
     let mut count = if sampling.top_k == 0 { most.min(FIRST) } else { most };
@@ -292,7 +334,7 @@ mod tests {
             for count in [1, 5, 64, 2_999, 5_000] {
                 assert_eq!(largest(&logits, count), sorted[..count.min(sorted.len())]);
             }
-            assert_eq!(greedy(&logits), sorted[0]);
+            assert_eq!(greedy(path, &logits), sorted[0]);
         }
     }
 

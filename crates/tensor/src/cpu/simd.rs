@@ -12,7 +12,6 @@ pub const LANES: usize = 16;
 ///
 /// # Safety
 /// Every method needs the instruction set of its path; loads and stores need `LANES` valid elements, aligned or not.
-#[expect(clippy::missing_safety_doc, reason = "said once, for all of them, above")]
 pub trait Vec16: Copy + 'static {
     /// Rows of a tile two panels wide whose sums stay in registers.
     const TILE_ROWS: usize;
