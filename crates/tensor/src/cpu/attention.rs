@@ -8,6 +8,7 @@
 
 use super::arithmetic::{Arithmetic, Number, blocks, tile, with_rows};
 use super::buffer::{Buffer, NumberBuffer, Shared, SharedNumbers};
+use super::matrix::Rows;
 use super::simd::{LANES, Vec16};
 use super::{Cpu, Numbers, dispatch};
 use crate::DType;
@@ -165,11 +166,20 @@ pub fn attend(
     scratch: &mut Scratch,
 ) {
     let dtype = input.k.dtype();
+    let pages = input.k.0.numbers().len() / (heads.kv_heads * heads.page_head());
+    let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+    let known = |chunk: &Chunk<'_>| {
+        chunk.first + chunk.rows <= rows
+            && chunk.pages.iter().fold(true, |known, &page| known & ((page as usize) < pages))
+    };
+    assert!(chunks.iter().all(known), "chunks have rows of the step and pages of the pool");
+    assert!(input.v.0.numbers().len() >= input.k.0.numbers().len(), "K and V have the same pages");
+    let q = Rows { numbers: input.q, rows, stride: input.stride, quantised: None };
+    q.check(heads.heads * heads.head_dim);
     let tiles = tiles(heads, chunks);
     let tasks = tiles.len() * heads.kv_heads;
     let enough = tasks >= 4 * cpu.pool.threads();
     let split = if enough { 1 } else { tiles.iter().map(Tile::parts).max().unwrap_or(1) };
-    let rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
     if split > 1 {
         scratch.0.grow(split * rows * heads.heads * heads.state());
     }

@@ -65,6 +65,11 @@ pub struct Quantised {
 }
 
 impl Quantised {
+    pub(super) fn has(&self, rows: usize, inputs: usize) -> bool {
+        let groups = rows * inputs.div_ceil(GROUP);
+        self.values.len() >= groups * GROUP && self.scales.len() >= groups && self.starts.len() >= groups
+    }
+
     pub fn round(&mut self, cpu: &Cpu, x: Rows<'_>, inputs: usize) {
         let groups = inputs.div_ceil(GROUP);
         self.values.grow(x.rows * groups * GROUP);

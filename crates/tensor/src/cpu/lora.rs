@@ -95,6 +95,8 @@ pub fn shrunk_stride(updates: &[Update<'_>]) -> usize {
 
 /// shrunk[row] = x[row] A^T for every row that has an adapter; returns the stride of `shrunk`.
 pub fn shrink(cpu: &Cpu, updates: &[Update<'_>], x: Rows<'_>, inputs: usize, shrunk: &mut NumberBuffer) -> usize {
+    x.check(inputs);
+    assert!(updates.iter().all(|update| update.rows.end <= x.rows), "adapters have rows of the step");
     let stride = shrunk_stride(updates);
     shrunk.grow(x.rows * stride);
     let out = shrunk.shared();
@@ -220,19 +222,22 @@ pub(super) unsafe fn expand<A: Arithmetic>(
             let Some(b) = module.panel(panel) else { continue };
             let mut row = from;
             while row < to {
-                // SAFETY: the rows have sums and were shrunk; B has a panel of the module's ranks.
+                let together = if to - row >= EXPAND_ROWS { EXPAND_ROWS } else { 1 };
+                let start = row * adapters.stride + module.first;
+                let end = start + (together - 1) * adapters.stride + module.ranks;
+                let (b, x) = (A::W::of(b).as_ptr(), A::X::of(adapters.shrunk)[start..end].as_ptr());
+                let sums = &mut sums[row - first..];
+                assert!(module.ranks.is_multiple_of(A::STEP), "ranks are whole steps");
+                // SAFETY: the rows have sums and were shrunk, as the slices above say; B has a panel of the module's ranks.
                 unsafe {
-                    let b = A::W::of(b).as_ptr();
-                    let x = A::X::of(adapters.shrunk)[row * adapters.stride + module.first..].as_ptr();
-                    let sums = &mut sums[row - first..];
-                    if to - row >= EXPAND_ROWS {
-                        rows::<A, EXPAND_ROWS>(b, x, module.ranks, adapters.stride, place, sums);
-                        row += EXPAND_ROWS;
-                    } else {
-                        rows::<A, 1>(b, x, module.ranks, adapters.stride, place, sums);
-                        row += 1;
+                    match together {
+                        EXPAND_ROWS => {
+                            rows::<A, EXPAND_ROWS>(b, x, module.ranks, adapters.stride, place, sums);
+                        }
+                        _ => rows::<A, 1>(b, x, module.ranks, adapters.stride, place, sums),
                     }
                 }
+                row += together;
             }
         }
     }
@@ -255,7 +260,7 @@ unsafe fn rows<A: Arithmetic, const N: usize>(
             live[i][0] = A::V::load(sums[i][place..place + LANES].as_ptr());
             x[i] = shrunk.add(i * stride);
         }
-        tile::<A, N, 1, 0>(&mut live, x, [b], LANES * A::STEP, ranks.div_ceil(A::STEP));
+        tile::<A, N, 1, 0>(&mut live, x, [b], LANES * A::STEP, ranks / A::STEP);
         for i in 0..N {
             live[i][0].store(sums[i][place..place + LANES].as_mut_ptr());
         }

@@ -121,7 +121,8 @@ impl Matrix {
     /// W x for every row, each output one chain of multiply-adds over the inputs in ascending order, then over the ranks of
     /// the row's adapter: the same for one row and for many.
     pub fn product(&self, cpu: &Cpu, x: Rows<'_>, adapters: Adapters<'_>, epilogue: Epilogue<'_>) {
-        assert!(x.rows == 0 || x.numbers.len() >= (x.rows - 1) * x.stride + self.inputs, "x is [rows, inputs]");
+        x.check(self.inputs);
+        assert!(self.format() != Format::Int8 || x.quantised.is_some_and(|rounded| rounded.has(x.rows, self.inputs)));
         let pairs = self.panels / PAIR;
         let together = (pairs / (cpu.pool.threads() * TASKS_PER_THREAD)).clamp(1, TASKS_PER_THREAD);
         let (groups, row_tiles) = (pairs.div_ceil(together), x.rows.div_ceil(TASK_ROWS));
@@ -185,6 +186,14 @@ pub struct Rows<'a> {
     pub stride: usize,
     /// The same rows, rounded: only where the weights have 8 bits.
     pub quantised: Option<&'a Quantised>,
+}
+
+impl Rows<'_> {
+    /// That all steps of all rows are there: a step may be one input longer than the row.
+    pub(super) fn check(&self, inputs: usize) {
+        let needed = self.rows.saturating_sub(1) * self.stride + inputs.next_multiple_of(2);
+        assert!(self.rows == 0 || self.numbers.len() >= needed, "x is [rows, inputs]");
+    }
 }
 
 /// What becomes of a product's outputs. `y` has a row for each row of x, with `stride` elements between them.
