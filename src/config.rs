@@ -63,6 +63,10 @@ pub struct ServeConfig {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub kv_memory_mib: u32,
 
+    /// Disk for the prefix cache of each base model where memory has no room for it, in MiB; 0: none. Nothing of it outlives the process
+    #[arg(long, env = "MYRIAD_KV_DISK_MIB", value_name = "MIB", default_value = "0")]
+    pub kv_disk_mib: u32,
+
     /// Memory for adapters that are ready to run, in MiB
     #[arg(long, env = "MYRIAD_ADAPTER_MEMORY_MIB", value_name = "MIB", default_value = "1024",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -82,6 +86,10 @@ pub struct ServeConfig {
     #[arg(long, env = "MYRIAD_QUEUE", value_name = "N", default_value = "1024",
           value_parser = clap::value_parser!(u32).range(1..))]
     pub queue: u32,
+
+    /// How many of these may be of one account; over it a request gets 429 with Retry-After [default: three quarters of the queue]
+    #[arg(long, env = "MYRIAD_QUEUE_PER_ACCOUNT", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub queue_per_account: Option<u32>,
 
     /// Guess what comes next from the text itself while a step has fewer rows than this; 0: never. Answers are the same
     #[arg(long, env = "MYRIAD_SPECULATIVE_ROWS", value_name = "N", default_value = "8",

@@ -16,7 +16,7 @@ use billing::{Journal, Ledger, Prices, Wallets};
 use gateway::{Accounts, Audit, Metrics, Outside, Platform, Replies, ServedModel, StoreImages, Stripe};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
-use serving_engine::{BaseModel, Engine, Limits};
+use serving_engine::{BaseModel, Engine, Limits, PageFile};
 use tensor::cpu::{Cpu, Path as CpuPath, Pool};
 use tensor::{DType, Format};
 use text::Text;
@@ -258,6 +258,7 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
     let store = AdapterStore::new(db.clone(), blobs, bases.collect(), adapter_bytes);
     let limits = Limits {
         queue: config.queue as usize,
+        lane_queue: config.queue_per_account.unwrap_or((config.queue - config.queue / 4).max(1)) as usize,
         running: config.max_running as usize,
         step_rows: config.step_tokens as usize,
         speculative_rows: config.speculative_rows as usize,
@@ -266,7 +267,16 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
     };
     let (mut bases, mut texts) = (Vec::new(), Vec::new());
     for model in loaded {
-        bases.push(BaseModel { id: model.id.clone(), executor: model.executor, vocabulary: model.text.token_bytes() });
+        let page_file = match config.kv_disk_mib {
+            0 => None,
+            mib => Some(PageFile::create(&config.data_dir()?.join("kv"), u64::from(mib) * MIB as u64)?),
+        };
+        bases.push(BaseModel {
+            id: model.id.clone(),
+            executor: model.executor,
+            vocabulary: model.text.token_bytes(),
+            page_file,
+        });
         texts.push((model.id, model.text, model.defaults));
     }
     let engine = Engine::start(bases, Arc::new(StoreImages(store.clone())), limits);

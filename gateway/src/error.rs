@@ -102,6 +102,10 @@ impl From<Refused> for ApiError {
         let message = refused.to_string();
         match refused {
             Refused::Full { retry_after_ms } => overloaded(message, retry_after_ms),
+            Refused::LaneFull { retry_after_ms, .. } => Self {
+                retry_after_ms: Some(retry_after_ms),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded")
+            },
             Refused::Draining => overloaded("the server is shutting down", 1_000),
             Refused::UnknownBase(_) => Self::not_found(message).with_code("model_not_found"),
             Refused::TooLong { .. } => Self::param("messages", message).with_code("context_length_exceeded"),

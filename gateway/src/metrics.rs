@@ -90,6 +90,17 @@ impl Metrics {
             "Prompt tokens found in the prefix cache",
             stats.prefix_hits as f64,
         );
+        let [used, written, read, lost] =
+            [stats.disk_pages_used, stats.disk_pages_written, stats.disk_pages_read, stats.disk_pages_lost];
+        number("myriad_kv_disk_pages", "gauge", "Pages of the prefix cache on disk", used as f64);
+        number("myriad_kv_disk_written_total", "counter", "Pages written to disk", written as f64);
+        number("myriad_kv_disk_read_total", "counter", "Pages read back from disk", read as f64);
+        number(
+            "myriad_kv_disk_lost_total",
+            "counter",
+            "Pages on disk that were damaged or could not be read",
+            lost as f64,
+        );
         number("vllm:prompt_tokens_total", "counter", "Prompt tokens taken in", stats.prompt_tokens as f64);
         number("vllm:generation_tokens_total", "counter", "Tokens generated", stats.generation_tokens as f64);
         number("vllm:num_preemptions_total", "counter", "Sequences sent back to wait", stats.preemptions as f64);

@@ -1,5 +1,6 @@
 //! From a request that was understood to the engine's own.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use billing::{NewRequest, Price};
@@ -59,6 +60,7 @@ pub fn requests(
             base: model.id.clone(),
             adapter: target.adapter.as_ref().map(|version| version.digest),
             lane: Lane(account.1),
+            weight: NonZeroU32::MIN,
             cache_salt: account.0,
             tokens: tokens.into(),
             sampling: common.sampling.clone(),

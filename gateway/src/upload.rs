@@ -1,5 +1,6 @@
 //! An upload on its way to being live: checked, tried by the canary, published.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use actix_web::http::StatusCode;
@@ -137,6 +138,7 @@ async fn scores(
         base: model.id.clone(),
         adapter,
         lane: Lane(0),
+        weight: NonZeroU32::MIN,
         cache_salt: 0,
         tokens: tokens.clone(),
         sampling: Arc::new(Sampling { temperature: 0.0, ..Sampling::default() }),

@@ -4,28 +4,33 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use model::{AdapterImage, Executor, ModelShape};
 use platform::Digest;
 use text::TokenBytes;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
+use crate::disk::{DiskTier, PageFile};
 use crate::job::Reins;
 use crate::limits::{Limits, Stats};
+use crate::pace::Queue;
+use crate::pages::PageKey;
 use crate::request::{AdapterImages, Event, Refused, Request};
 use crate::worker::{Worker, accepts, context};
 
 /// How often a drain looks whether all requests have ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
-/// What a waiting request is worth when a client is told to come back, in milliseconds.
-const RETRY_MS_PER_WAITING: u64 = 50;
+/// How long an answer is taken to be until some have been measured, in tokens.
+const ANSWER_TOKENS: u64 = 64;
 
 /// A base model, ready to run.
 pub struct BaseModel {
     pub id: Arc<str>,
     pub executor: Box<dyn Executor>,
     pub vocabulary: Arc<TokenBytes>,
+    /// Where pages of the prefix cache go that memory has no room for.
+    pub page_file: Option<PageFile>,
 }
 
 /// What the outside may know of a base model.
@@ -49,6 +54,8 @@ pub struct Taken {
 struct Inbox {
     requests: VecDeque<(usize, Taken)>,
     images: Vec<(usize, Digest, Result<Arc<AdapterImage>, String>)>,
+    /// What was read from disk; nothing where it was damaged.
+    pages: Vec<(usize, PageKey, Option<Vec<u8>>)>,
     forgotten: Vec<Digest>,
     /// Something changed that only the workers can see (a cancellation, an allowance).
     woken: bool,
@@ -61,6 +68,7 @@ impl Inbox {
     fn is_empty(&self) -> bool {
         self.requests.is_empty()
             && self.images.is_empty()
+            && self.pages.is_empty()
             && self.forgotten.is_empty()
             && !self.woken
             && self.abort.is_none()
@@ -76,7 +84,8 @@ struct Shared {
     draining: AtomicBool,
     /// Requests that were taken in and have not ended.
     open: AtomicU64,
-    waiting: AtomicU64,
+    /// What waits, in the inbox and the workers. Locked after the inbox where both are.
+    queue: Mutex<Queue>,
     stats: Mutex<Stats>,
     images: Arc<dyn AdapterImages>,
     runtime: tokio::runtime::Handle,
@@ -87,14 +96,24 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Puts a request into the inbox unless the queue is full: looked at and changed under one lock, as `count` is.
     fn enqueue(&self, index: usize, taken: Taken) -> Result<(), Refused> {
+        let lane = taken.request.lane;
         let mut inbox = self.inbox();
-        let waiting = self.waiting.load(Ordering::Relaxed);
-        if waiting >= self.limits.queue as u64 {
-            return Err(Refused::Full { retry_after_ms: (waiting * RETRY_MS_PER_WAITING).clamp(1_000, 60_000) });
+        let mut queue = self.queue();
+        if queue.waiting >= self.limits.queue as u64 {
+            return Err(Refused::Full { retry_after_ms: queue.retry_after_ms() });
         }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let most = self.limits.lane_queue as u64;
+        if queue.waiting_of(lane) >= most {
+            return Err(Refused::LaneFull { most, retry_after_ms: queue.lane_retry_after_ms(lane) });
+        }
+        queue.add(lane, taken.request.rows(ANSWER_TOKENS));
+        drop(queue);
         self.open.fetch_add(1, Ordering::Relaxed);
         inbox.requests.push_back((index, taken));
         drop(inbox);
@@ -189,13 +208,22 @@ impl Engine {
             bases: bases.collect(),
             draining: AtomicBool::new(false),
             open: AtomicU64::new(0),
-            waiting: AtomicU64::new(0),
+            queue: Mutex::default(),
             stats: Mutex::default(),
             images,
             runtime: tokio::runtime::Handle::current(),
             limits: limits.clone(),
         });
-        let workers = models.into_iter().map(|model| Worker::new(model, limits.clone())).collect();
+        let workers = models.into_iter().enumerate().map(|(index, mut model)| {
+            let disk = model.page_file.take().and_then(|file| {
+                let (shared, page_bytes) = (shared.clone(), model.executor.pool().page_bytes);
+                DiskTier::start(file, page_bytes, move |key, bytes| {
+                    shared.wake(|inbox| inbox.pages.push((index, key, bytes)));
+                })
+            });
+            Worker::new(model, limits.clone(), disk)
+        });
+        let workers = workers.collect();
         let owned = shared.clone();
         std::thread::Builder::new()
             .name("engine".into())
@@ -280,7 +308,7 @@ fn run(shared: &Arc<Shared>, mut workers: Vec<Worker>) {
                 continue;
             }
             busy = true;
-            let step = worker.build(&plan);
+            let (step, began) = (worker.build(&plan), Instant::now());
             match catch_unwind(AssertUnwindSafe(|| {
                 let executor = worker.executor();
                 executor.submit(step).and_then(|ticket| executor.collect(ticket))
@@ -289,6 +317,8 @@ fn run(shared: &Arc<Shared>, mut workers: Vec<Worker>) {
                 Ok(Err(error)) => worker.device_failed(&error.to_string()),
                 Err(_) => worker.device_failed("the model failed in the middle of a step"),
             }
+            let rows = plan.iter().map(|(_, rows)| rows).sum();
+            shared.queue().pace.learn(rows, began.elapsed().as_secs_f64());
         }
         count(shared, &workers);
     }
@@ -312,6 +342,9 @@ fn take_in(workers: &mut [Worker], inbox: Inbox, numbers: &mut u64) {
     for (index, digest, image) in inbox.images {
         workers[index].arrive(digest, image);
     }
+    for (index, key, bytes) in inbox.pages {
+        workers[index].arrive_page(key, bytes);
+    }
     for digest in inbox.forgotten {
         workers.iter_mut().for_each(|worker| worker.forget(digest));
     }
@@ -332,10 +365,15 @@ fn fetch(shared: &Arc<Shared>, index: usize, digest: Digest) {
 
 fn count(shared: &Shared, workers: &[Worker]) {
     let sum = workers.iter().map(Worker::stats).fold(Stats::default(), Stats::plus);
+    let answer = sum.generation_tokens.checked_div(sum.answers).unwrap_or(ANSWER_TOKENS);
     let inbox = shared.inbox();
     let queued = inbox.requests.len() as u64;
     let open: u64 = workers.iter().map(|worker| worker.open() as u64).sum();
-    shared.waiting.store(sum.waiting + queued, Ordering::Relaxed);
+    let mut queue = shared.queue();
+    queue.clear();
+    inbox.requests.iter().for_each(|(_, taken)| queue.add(taken.request.lane, taken.request.rows(answer)));
+    workers.iter().for_each(|worker| worker.queued(answer, &mut queue));
+    drop(queue);
     shared.open.store(open + queued, Ordering::Relaxed);
     *shared.stats.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = sum;
 }

@@ -2,9 +2,11 @@
 //!
 //! Knows ids and token numbers: never text, tenants or money.
 
+mod disk;
 mod engine;
 mod job;
 mod limits;
+mod pace;
 mod pages;
 mod random;
 mod request;
@@ -15,6 +17,7 @@ mod speculation;
 mod stop;
 mod worker;
 
+pub use disk::PageFile;
 pub use engine::{Base, BaseModel, Controls, Engine, Reply, Taken};
 pub use limits::{Limits, Stats};
 pub use request::{

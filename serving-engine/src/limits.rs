@@ -5,6 +5,8 @@
 pub struct Limits {
     /// Requests that wait to be taken in or to start.
     pub queue: usize,
+    /// How many of these may be of one lane.
+    pub lane_queue: usize,
     /// Sequences that hold pages at the same time, per base model.
     pub running: usize,
     /// Rows of one step: decoding sequences first, prompt chunks with what is left.
@@ -14,7 +16,8 @@ pub struct Limits {
     pub speculative_rows: usize,
     /// Adapter images bound to slots, in bytes, per base model.
     pub adapter_bytes: usize,
-    /// After so many steps a sequence that waits for a slot or pages holds back those that came after it.
+    /// After so many steps a sequence that waits for a slot or pages holds back those that came after it, one that waits for a place gets
+    /// one of a lane that has more than its share, and a running one that had no row goes first.
     pub patience_steps: u64,
     /// Most choices of one request.
     pub choices: u32,
@@ -24,6 +27,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             queue: 1024,
+            lane_queue: 768,
             running: 64,
             step_rows: 256,
             speculative_rows: 8,
@@ -44,8 +48,15 @@ pub struct Stats {
     /// Prompt tokens that were looked up in the prefix cache, and found there.
     pub prefix_queries: u64,
     pub prefix_hits: u64,
+    /// Pages of the prefix cache on disk; how many were written there, read back, and not what had been written.
+    pub disk_pages_used: u64,
+    pub disk_pages_written: u64,
+    pub disk_pages_read: u64,
+    pub disk_pages_lost: u64,
     pub prompt_tokens: u64,
     pub generation_tokens: u64,
+    /// Choices that have ended.
+    pub answers: u64,
     pub resident_adapters: u64,
     pub steps: u64,
     pub preemptions: u64,
@@ -63,8 +74,13 @@ impl Stats {
             pages_total: self.pages_total + other.pages_total,
             prefix_queries: self.prefix_queries + other.prefix_queries,
             prefix_hits: self.prefix_hits + other.prefix_hits,
+            disk_pages_used: self.disk_pages_used + other.disk_pages_used,
+            disk_pages_written: self.disk_pages_written + other.disk_pages_written,
+            disk_pages_read: self.disk_pages_read + other.disk_pages_read,
+            disk_pages_lost: self.disk_pages_lost + other.disk_pages_lost,
             prompt_tokens: self.prompt_tokens + other.prompt_tokens,
             generation_tokens: self.generation_tokens + other.generation_tokens,
+            answers: self.answers + other.answers,
             resident_adapters: self.resident_adapters + other.resident_adapters,
             steps: self.steps + other.steps,
             preemptions: self.preemptions + other.preemptions,

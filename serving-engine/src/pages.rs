@@ -67,20 +67,26 @@ impl PagePool {
         self.free.len() + self.idle.len()
     }
 
-    /// Takes an empty page, forgetting an idle one's content where it must.
-    pub fn take(&mut self) -> Option<u32> {
-        let page = match self.free.pop() {
-            Some(page) => page,
+    /// Takes an empty page; where it must, one whose content nobody holds, and then says which content was forgotten. It is there until
+    /// the page is written.
+    pub fn take(&mut self) -> Option<(u32, Option<PageKey>)> {
+        let (page, forgotten) = match self.free.pop() {
+            Some(page) => (page, None),
             None => {
                 let (_, page) = self.idle.pop_first()?;
-                if let Some(key) = self.pages[page as usize].key.take() {
-                    self.known.remove(&key);
-                }
-                page
+                (page, self.pages[page as usize].key.take())
             }
         };
+        if let Some(key) = &forgotten {
+            self.known.remove(key);
+        }
         self.pages[page as usize].holders = 1;
-        Some(page)
+        Some((page, forgotten))
+    }
+
+    /// Whether the page of that key can be shared.
+    pub fn knows(&self, key: &PageKey) -> bool {
+        self.known.contains_key(key)
     }
 
     /// Holds the page of that key, where it is known.
@@ -161,7 +167,7 @@ mod tests {
                 let key = |number: u64| next_key(root_key(0, None), &[number as u32]);
                 match draw(0, 4) {
                     0 => {
-                        if let Some(page) = pool.take() {
+                        if let Some((page, _)) = pool.take() {
                             assert!(!held.contains(&page), "seed {seed}: a held page was given away");
                             content.remove(&page);
                             held.push(page);

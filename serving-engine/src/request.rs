@@ -1,5 +1,6 @@
 //! The engine's two hand-offs: a `Request` goes in through a bounded inbox, `Event`s come out on its own channel.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -17,6 +18,8 @@ pub struct Request {
     pub base: Arc<str>,
     pub adapter: Option<Digest>,
     pub lane: Lane,
+    /// How much of the engine its lane is due, against others': 2 is twice what 1 is.
+    pub weight: NonZeroU32,
     /// Who may share prefix pages: requests with equal salts. Opaque to the engine.
     pub cache_salt: u64,
     pub tokens: Arc<[u32]>,
@@ -45,6 +48,14 @@ pub struct Request {
     /// Also report the prompt's own log-probabilities (`echo` with `logprobs`); such a request does not read the
     /// prefix cache.
     pub score_prompt: bool,
+}
+
+impl Request {
+    /// Rows that it will take, about, where answers have `answer` tokens.
+    pub fn rows(&self, answer: u64) -> u64 {
+        let answers = u64::from(self.choices) * u64::from(self.max_tokens).min(answer);
+        self.tokens.len() as u64 + answers
+    }
 }
 
 /// What comes back, in order per choice; `Finished` comes last and exactly once for the whole request.
@@ -118,6 +129,8 @@ pub struct Usage {
 pub enum Refused {
     #[error("the engine's queue is full")]
     Full { retry_after_ms: u64 },
+    #[error("{most} requests of this account are waiting already, as many as may; send this one later")]
+    LaneFull { most: u64, retry_after_ms: u64 },
     #[error("the engine is draining")]
     Draining,
     #[error("base model {0:?} is not loaded on this engine")]

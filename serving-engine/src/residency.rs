@@ -55,6 +55,11 @@ impl Residency {
         self.resident.len()
     }
 
+    /// Size of a resident adapter, in bytes.
+    pub fn bytes(&self, digest: Digest) -> usize {
+        self.resident.get(&digest).map_or(0, |resident| resident.bytes)
+    }
+
     /// Finds the adapter's slot, giving it one where there is room.
     pub fn lookup(&mut self, digest: Digest, executor: &mut dyn Executor) -> Result<Lookup, String> {
         if let Some(resident) = self.resident.get(&digest) {

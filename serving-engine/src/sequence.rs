@@ -1,11 +1,11 @@
 //! One choice of one request, from its prompt to its last token.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use model::{Ask, RowOutput, SampleRow, Slot, TokenCounts};
 
-use crate::pages::{PageKey, root_key};
+use crate::pages::{PageKey, next_key, root_key};
 use crate::random::uniform;
 use crate::request::{FinishReason, Request, Token};
 use crate::speculation::{Trust, guess};
@@ -31,6 +31,12 @@ pub struct Sequence {
     pub arrival: u64,
     /// When it was first looked at and could not start, in steps.
     pub waiting_since: Option<u64>,
+    /// While it waits: since when, in steps.
+    pub place_since: Option<u64>,
+    /// While it runs: the last step that gave it a row, or that it could not use one in.
+    pub last_row: u64,
+    /// While it waits: its pages on disk that were not asked for yet, in order, and those that were. None where nobody has looked.
+    pub on_disk: Option<(VecDeque<PageKey>, Vec<PageKey>)>,
     /// Whether its first admission has been counted as a prefix-cache query.
     pub started: bool,
     /// Guesses at the tokens to come, of the step that is being computed.
@@ -68,6 +74,9 @@ impl Sequence {
             slot: Slot::BASE,
             arrival,
             waiting_since: None,
+            place_since: None,
+            last_row: 0,
+            on_disk: None,
             started: false,
             guesses: Vec::new(),
             trust: Trust::default(),
@@ -112,6 +121,18 @@ impl Sequence {
         let room = (self.pages.len() * page_tokens - length).min(context.saturating_sub(length + 1));
         let guessed = guess(&self.tokens, most.min(left).min(room).min(self.trust.most()));
         self.guesses = guessed.to_vec();
+    }
+
+    /// Keys of the full pages that it may read from the cache, in order. The last token is always computed: its row is what the next one
+    /// is drawn from.
+    pub fn readable(&self, page_tokens: usize) -> impl Iterator<Item = PageKey> {
+        let scores = self.request.score_prompt && self.choice == 0;
+        let readable = if scores { 0 } else { (self.tokens.len() - 1) / page_tokens };
+        let pages = self.tokens.chunks_exact(page_tokens).take(readable);
+        pages.scan(self.root, |key, tokens| {
+            *key = next_key(*key, tokens);
+            Some(*key)
+        })
     }
 
     /// Whether the row at `position` tells the log-probability of the prompt token after it.

@@ -1,17 +1,19 @@
 //! One base model's requests: admission, the next step, and what its outputs mean. The engine's thread owns it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use model::{Executor, NotANumber, RowOutput, Runs, Slot, Step};
 use platform::Digest;
 
+use crate::disk::DiskTier;
 use crate::job::Job;
 use crate::limits::{Limits, Stats};
-use crate::pages::{PagePool, next_key};
-use crate::request::{FinishReason, NOT_NUMBERS, Request, Token};
+use crate::pace::Queue;
+use crate::pages::{PageKey, PagePool, next_key};
+use crate::request::{FinishReason, Lane, NOT_NUMBERS, Request, Token};
 use crate::residency::{Lookup, Residency};
-use crate::scheduler::{Candidate, Lanes, share_rows};
+use crate::scheduler::{Budget, Candidate, Costs, Holding, Lanes, share_rows, yields};
 use crate::sequence::Sequence;
 use crate::{BaseModel, Taken};
 
@@ -23,8 +25,10 @@ pub struct Worker {
     limits: Limits,
     pool: PagePool,
     page_tokens: usize,
+    disk: Option<DiskTier>,
     residency: Residency,
     lanes: Lanes,
+    costs: Costs,
     jobs: HashMap<u64, Job>,
     waiting: Vec<Sequence>,
     running: Vec<Sequence>,
@@ -34,13 +38,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(base: BaseModel, limits: Limits) -> Self {
+    pub fn new(base: BaseModel, limits: Limits, disk: Option<DiskTier>) -> Self {
         let shape = base.executor.pool();
         Self {
             pool: PagePool::new(shape.pages),
             page_tokens: shape.page_tokens as usize,
+            disk,
             residency: Residency::new(base.executor.slots(), limits.adapter_bytes),
             lanes: Lanes::default(),
+            costs: Costs::new(base.executor.shape(), base.executor.weight_bytes()),
             jobs: HashMap::new(),
             waiting: Vec::new(),
             running: Vec::new(),
@@ -96,10 +102,65 @@ impl Worker {
             let Some(at) = self.waiting.iter().position(|s| s.arrival == arrival) else { continue };
             self.try_start(at, &mut wanted);
         }
+        self.claim_place(&mut wanted);
         let waiting: std::collections::HashSet<Digest> =
             self.waiting.iter().filter_map(|s| s.request.adapter).collect();
         self.residency.keep_wanted(|digest| waiting.contains(digest));
         wanted
+    }
+
+    /// One of those who have waited too long gets the place of a lane that has more than its share, where there is one.
+    fn claim_place(&mut self, wanted: &mut Vec<Digest>) {
+        let (steps, patience) = (self.steps, self.limits.patience_steps);
+        let mut aged: BTreeMap<(u64, Lane), u64> = BTreeMap::new();
+        for sequence in &mut self.waiting {
+            if steps - *sequence.place_since.get_or_insert(steps) > patience {
+                let lane = sequence.request.lane;
+                let oldest = aged.entry((self.lanes.served(lane), lane)).or_insert(sequence.arrival);
+                *oldest = sequence.arrival.min(*oldest);
+            }
+        }
+        let holdings = if aged.is_empty() { Vec::new() } else { self.holdings() };
+        for ((_, lane), arrival) in aged {
+            let Some(from) = yields(&holdings, lane, self.limits.running, &self.lanes) else { continue };
+            let Some(at) = self.waiting.iter().position(|s| s.arrival == arrival) else { continue };
+            let waits =
+                self.waits_for_sibling(&self.waiting[at]) || !self.has_adapter(at, wanted) || self.awaits_pages(at);
+            if !waits {
+                self.preempt_youngest(|s| s.request.lane == from);
+                return self.try_start(at, wanted);
+            }
+        }
+    }
+
+    /// The lanes that have work, by what they hold.
+    fn holdings(&self) -> Vec<Holding> {
+        let mut holdings: BTreeMap<Lane, Holding> = BTreeMap::new();
+        for job in self.jobs.values() {
+            let Request { lane, weight, .. } = *job.request;
+            let holding = holdings.entry(lane).or_insert(Holding { lane, weight, running: 0 });
+            holding.weight = holding.weight.max(weight);
+        }
+        for sequence in &self.running {
+            if let Some(holding) = holdings.get_mut(&sequence.request.lane) {
+                holding.running += 1;
+            }
+        }
+        holdings.into_values().collect()
+    }
+
+    /// Whether a waiting sequence's adapter is here; asks for it where nobody has.
+    fn has_adapter(&mut self, at: usize, wanted: &mut Vec<Digest>) -> bool {
+        let Some(digest) = self.waiting[at].request.adapter else { return true };
+        match self.residency.lookup(digest, &mut *self.base.executor) {
+            Ok(Lookup::Ready(_) | Lookup::NoRoom) => true,
+            Ok(Lookup::Absent) => {
+                self.residency.expect(digest);
+                wanted.push(digest);
+                false
+            }
+            Ok(Lookup::Coming) | Err(_) => false,
+        }
     }
 
     /// Arrival of the oldest sequence that has waited so long that nobody may overtake it any more.
@@ -127,12 +188,16 @@ impl Worker {
                 Err(reason) => return self.fail_waiting(digest, &reason),
             },
         };
+        if self.awaits_pages(at) {
+            return;
+        }
         if !self.take_pages(at) {
             return self.keep_waiting(at);
         }
         let mut sequence = self.waiting.remove(at);
         sequence.slot = slot;
-        sequence.waiting_since = None;
+        (sequence.waiting_since, sequence.place_since, sequence.on_disk) = (None, None, None);
+        sequence.last_row = self.steps;
         if let Some(digest) = sequence.request.adapter {
             self.residency.pin(digest);
         }
@@ -151,28 +216,69 @@ impl Worker {
         self.waiting[at].waiting_since.get_or_insert(steps);
     }
 
+    /// Whether pages of a waiting sequence are on their way from the disk. Each is asked for once: what does not come, or is forgotten
+    /// again before the sequence starts, is computed.
+    fn awaits_pages(&mut self, at: usize) -> bool {
+        let (Some(disk), sequence) = (&mut self.disk, &mut self.waiting[at]) else { return false };
+        if sequence.on_disk.is_none() {
+            let keys = sequence.readable(self.page_tokens);
+            let reachable = keys.take_while(|key| self.pool.knows(key) || disk.has(key));
+            let ask = reachable.filter(|key| !self.pool.knows(key)).collect();
+            sequence.on_disk = Some((ask, Vec::new()));
+        }
+        let Some((ask, asked)) = &mut sequence.on_disk else { return false };
+        while let Some(&key) = ask.front()
+            && disk.fetch(key)
+        {
+            ask.pop_front();
+            asked.push(key);
+        }
+        asked.retain(|key| disk.is_coming(key));
+        !(ask.is_empty() && asked.is_empty())
+    }
+
+    /// A page was read from disk, or is lost there.
+    pub fn arrive_page(&mut self, key: PageKey, bytes: Option<Vec<u8>>) {
+        let Some(disk) = &mut self.disk else { return };
+        disk.arrived(&key, bytes.is_some());
+        let Some(bytes) = bytes.filter(|_| !self.pool.knows(&key)) else { return };
+        let Some(page) = self.take_page() else { return };
+        if self.base.executor.write_page(page, &bytes).is_ok() {
+            self.pool.publish(page, key);
+            self.counted.disk_pages_read += 1;
+        }
+        self.pool.release(page);
+    }
+
+    /// Takes an empty page. What is forgotten for it goes to disk.
+    fn take_page(&mut self) -> Option<u32> {
+        let (page, forgotten) = self.pool.take()?;
+        if let (Some(disk), Some(key)) = (&mut self.disk, forgotten)
+            && disk.wants(&key)
+            && let Ok(bytes) = self.base.executor.read_page(page)
+        {
+            disk.store(key, bytes);
+        }
+        Some(page)
+    }
+
     /// Gives a waiting sequence pages for all its tokens: known ones as far as they go, empty ones for the rest.
     fn take_pages(&mut self, at: usize) -> bool {
-        let page_tokens = self.page_tokens;
         let sequence = &mut self.waiting[at];
-        // The last token is always computed: its row is what the next one is drawn from.
-        let scores = sequence.request.score_prompt && sequence.choice == 0;
-        let readable = if scores { 0 } else { (sequence.tokens.len() - 1) / page_tokens };
-        let mut key = sequence.root;
-        for page in 0..readable {
-            key = next_key(key, &sequence.tokens[page * page_tokens..(page + 1) * page_tokens]);
-            let Some(shared) = self.pool.share(&key) else { break };
-            sequence.pages.push(shared);
-            sequence.keys.push(key);
-        }
-        let needed = sequence.tokens.len().div_ceil(page_tokens) - sequence.pages.len();
+        let keys = sequence.readable(self.page_tokens);
+        let known = keys.map_while(|key| self.pool.share(&key).map(|page| (page, key)));
+        (sequence.pages, sequence.keys) = known.unzip();
+        let needed = sequence.tokens.len().div_ceil(self.page_tokens) - sequence.pages.len();
         if needed > self.pool.available() {
             sequence.keys.clear();
             sequence.pages.drain(..).for_each(|page| self.pool.release(page));
             return false;
         }
-        sequence.computed = sequence.pages.len() * page_tokens;
-        sequence.pages.extend((0..needed).filter_map(|_| self.pool.take()));
+        sequence.computed = sequence.pages.len() * self.page_tokens;
+        for _ in 0..needed {
+            let page = self.take_page();
+            self.waiting[at].pages.extend(page);
+        }
         true
     }
 
@@ -200,11 +306,17 @@ impl Worker {
                 true
             }
         };
-        let candidates: Vec<Candidate> = (self.running.iter().enumerate())
-            .filter(|(_, s)| may_draw(s))
-            .map(|(index, s)| Candidate { index, lane: s.request.lane, arrival: s.arrival, pending: s.pending() })
-            .collect();
-        let mut plan = share_rows(&candidates, &self.lanes, self.limits.step_rows);
+        let mut candidates = Vec::with_capacity(self.running.len());
+        for (index, s) in self.running.iter_mut().enumerate() {
+            if !may_draw(s) {
+                s.last_row = self.steps;
+                continue;
+            }
+            let (lane, arrival, waited) = (s.request.lane, s.arrival, self.steps - s.last_row);
+            candidates.push(Candidate { index, lane, arrival, computed: s.computed, pending: s.pending(), waited });
+        }
+        let budget = Budget { rows: self.limits.step_rows, patience_steps: self.limits.patience_steps };
+        let mut plan = share_rows(&candidates, &self.lanes, self.costs, budget);
         self.guess(&mut plan, &mut allowed);
         plan.sort_by_key(|&(index, _)| (self.running[index].slot, self.running[index].arrival));
         plan
@@ -232,19 +344,20 @@ impl Worker {
         while index < self.running.len() {
             if self.running[index].pages.len() * self.page_tokens >= self.running[index].tokens.len() {
                 index += 1;
-            } else if let Some(page) = self.pool.take() {
+            } else if let Some(page) = self.take_page() {
                 self.running[index].pages.push(page);
             } else {
-                self.preempt_youngest();
+                self.preempt_youngest(|_| true);
                 index = 0;
             }
         }
     }
 
-    /// Sends the youngest sequence back to wait: it gives its pages up and computes them again later. What it has drawn
+    /// Sends the youngest sequence that `which` picks back to wait: it gives its pages up and computes them again later. What it has drawn
     /// stays drawn.
-    fn preempt_youngest(&mut self) {
-        let youngest = (0..self.running.len()).max_by_key(|&index| self.running[index].arrival);
+    fn preempt_youngest(&mut self, which: impl Fn(&Sequence) -> bool) {
+        let picked = (0..self.running.len()).filter(|&index| which(&self.running[index]));
+        let youngest = picked.max_by_key(|&index| self.running[index].arrival);
         if let Some(index) = youngest {
             let mut sequence = self.running.remove(index);
             self.release(&mut sequence);
@@ -294,6 +407,7 @@ impl Worker {
     /// fails, and only it.
     pub fn commit(&mut self, plan: &Plan, outputs: Vec<Result<RowOutput, NotANumber>>) {
         self.steps += 1;
+        self.charge(plan);
         let mut outputs = outputs.into_iter();
         let (mut ended, mut overflowed) = (Vec::new(), Vec::new());
         for &(index, rows) in plan {
@@ -303,7 +417,7 @@ impl Worker {
             let guesses = std::mem::take(&mut sequence.guesses);
             // Rows of guesses follow the text only as long as each guess is what was drawn.
             let (mut follows, mut right) = (true, 0);
-            self.lanes.charge(sequence.request.lane, rows);
+            sequence.last_row = self.steps;
             for position in first..first + rows {
                 let sequence = &self.running[index];
                 let draws = draws && position + 1 >= known;
@@ -356,6 +470,21 @@ impl Worker {
         }
     }
 
+    /// Charges each lane for its rows, and for its part of what the step read of the adapters that they use.
+    fn charge(&mut self, plan: &Plan) {
+        let mut users: HashMap<Slot, u64> = HashMap::new();
+        for &(index, _) in plan {
+            *users.entry(self.running[index].slot).or_default() += 1;
+        }
+        for &(index, rows) in plan {
+            let sequence = &self.running[index];
+            let bytes = sequence.request.adapter.map_or(0, |digest| self.residency.bytes(digest));
+            let adapter = self.costs.adapter(bytes) / users[&sequence.slot];
+            let cost = self.costs.rows(sequence.computed, rows) + adapter;
+            self.lanes.charge(sequence.request.lane, sequence.request.weight, cost);
+        }
+    }
+
     fn learn(&mut self, index: usize, guessed: usize, right: usize) {
         let sequence = &mut self.running[index];
         sequence.trust.learn(guessed, right);
@@ -392,6 +521,7 @@ impl Worker {
     fn end_choice(&mut self, index: usize, reason: FinishReason, visible_bytes: u64) {
         let (number, choice) = (self.running[index].job, self.running[index].choice);
         let Some(job) = self.jobs.get_mut(&number) else { return };
+        self.counted.answers += 1;
         job.choice(choice, reason, visible_bytes);
         if job.open == 0
             && let Some(job) = self.jobs.remove(&number)
@@ -460,6 +590,14 @@ impl Worker {
         self.pool.reset();
     }
 
+    /// Adds what waits, with the rows that it will take where answers have `answer` tokens.
+    pub fn queued(&self, answer: u64, queue: &mut Queue) {
+        for sequence in &self.waiting {
+            let left = u64::from(sequence.request.max_tokens - sequence.generated());
+            queue.add(sequence.request.lane, sequence.pending() as u64 + left.min(answer));
+        }
+    }
+
     /// Requests that have not ended.
     pub fn open(&self) -> usize {
         self.jobs.len()
@@ -476,6 +614,9 @@ impl Worker {
             waiting: self.waiting.len() as u64,
             pages_used: (self.pool.total() - self.pool.available()) as u64,
             pages_total: self.pool.total() as u64,
+            disk_pages_used: self.disk.as_ref().map_or(0, DiskTier::used),
+            disk_pages_written: self.disk.as_ref().map_or(0, |disk| disk.written),
+            disk_pages_lost: self.disk.as_ref().map_or(0, |disk| disk.lost),
             resident_adapters: self.residency.count() as u64,
             steps: self.steps,
             ..self.counted

@@ -109,11 +109,20 @@ impl Executor for CpuExecutor {
     }
 
     fn pool(&self) -> PoolShape {
-        PoolShape { pages: self.pages.pages, page_tokens: PAGE_TOKENS as u32 }
+        let page_bytes = Pages::bytes_per_page(&self.weights.config, self.dtype());
+        PoolShape { pages: self.pages.pages, page_tokens: PAGE_TOKENS as u32, page_bytes }
     }
 
     fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        let bytes = match self.format {
+            Format::Plain(dtype) => dtype.bytes() as u64,
+            Format::Int8 => 1,
+        };
+        self.shape().weights() as u64 * bytes
     }
 
     fn slots(&self) -> u32 {
@@ -137,6 +146,20 @@ impl Executor for CpuExecutor {
         if let Some(place) = self.slots.get_mut(slot.0 as usize) {
             *place = None;
         }
+    }
+
+    fn read_page(&self, page: u32) -> Result<Vec<u8>, ExecutorError> {
+        if page >= self.pages.pages {
+            return Err(ExecutorError::Device(format!("there is no page {page}")));
+        }
+        Ok(self.pages.read(page))
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), ExecutorError> {
+        if page >= self.pages.pages || !self.pages.write(page, bytes) {
+            return Err(ExecutorError::Device(format!("{} bytes do not fit page {page}", bytes.len())));
+        }
+        Ok(())
     }
 
     fn submit(&mut self, step: Step) -> Result<Ticket, ExecutorError> {

@@ -24,6 +24,8 @@ pub struct PoolShape {
     pub pages: u32,
     /// Positions per page, the same on every device: prefix-cache keys are cut at it.
     pub page_tokens: u32,
+    /// What K and V of a page's positions take in all layers.
+    pub page_bytes: usize,
 }
 
 /// One pass over the model. Row `r` holds the token at `positions[r]` of its sequence.
@@ -61,6 +63,9 @@ pub trait Executor: Send {
     /// Instruction path, weight dtype, build: answers are bit-identical within one value of it.
     fn fingerprint(&self) -> &str;
 
+    /// What a step reads of the base model's weights, in bytes.
+    fn weight_bytes(&self) -> u64;
+
     /// Slots beside slot 0.
     fn slots(&self) -> u32;
 
@@ -68,6 +73,12 @@ pub trait Executor: Send {
     fn bind(&mut self, slot: Slot, image: Arc<AdapterImage>) -> Result<(), ExecutorError>;
 
     fn unbind(&mut self, slot: Slot);
+
+    /// A page's K and V, `page_bytes` long, to be given to `write_page` of the same executor. Not while a step is in flight.
+    fn read_page(&self, page: u32) -> Result<Vec<u8>, ExecutorError>;
+
+    /// Fills a page with what was read from it, or from another. Not while a step is in flight.
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), ExecutorError>;
 
     /// Starts a step. At most two may be in flight.
     fn submit(&mut self, step: Step) -> Result<Ticket, ExecutorError>;

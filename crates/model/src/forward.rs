@@ -57,6 +57,30 @@ impl Pages {
         let cache = |layer| Cache::new(dtype, pages as usize, heads(config, layer));
         Self { pages, layers: (0..config.shape.layers).map(|layer| (cache(layer), cache(layer))).collect() }
     }
+
+    /// A page's K and V, layer by layer.
+    pub fn read(&self, page: u32) -> Vec<u8> {
+        let (page, pages) = (page as usize, self.pages as usize);
+        let total: usize = self.layers.iter().map(|(k, v)| k.bytes().len() + v.bytes().len()).sum();
+        let mut bytes = Vec::with_capacity(total / pages);
+        for cache in self.layers.iter().flat_map(|(k, v)| [k, v]) {
+            let size = cache.bytes().len() / pages;
+            bytes.extend_from_slice(&cache.bytes()[page * size..(page + 1) * size]);
+        }
+        bytes
+    }
+
+    /// Puts back what was read; false where it is of another length.
+    pub fn write(&mut self, page: u32, mut bytes: &[u8]) -> bool {
+        let pages = self.pages as usize;
+        for cache in self.layers.iter_mut().flat_map(|(k, v)| [k, v]) {
+            let size = cache.bytes().len() / pages;
+            let Some((of_cache, rest)) = bytes.split_at_checked(size) else { return false };
+            cache.bytes_mut()[page as usize * size..(page as usize + 1) * size].copy_from_slice(of_cache);
+            bytes = rest;
+        }
+        bytes.is_empty()
+    }
 }
 
 fn heads(config: &ModelConfig, layer: usize) -> Heads {

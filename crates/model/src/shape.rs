@@ -49,6 +49,16 @@ pub struct ModelShape {
 }
 
 impl ModelShape {
+    /// Weights of one layer's linears.
+    pub fn layer_weights(&self) -> usize {
+        Linear::ALL.iter().map(|&linear| self.linear(linear)).map(|(outputs, inputs)| outputs * inputs).sum()
+    }
+
+    /// Weights of all linears, that of the logits included.
+    pub fn weights(&self) -> usize {
+        self.layers * self.layer_weights() + self.vocabulary * self.hidden
+    }
+
     /// (outputs, inputs) of a linear's weight.
     pub const fn linear(&self, linear: Linear) -> (usize, usize) {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);

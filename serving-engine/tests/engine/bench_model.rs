@@ -1,6 +1,7 @@
 //! A small random Llama (the oracle's), adapters of different ranks, and an engine over them.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +10,8 @@ use futures::future::BoxFuture;
 use model::{AdapterImage, DType, Executor, Format, ImageBuilder, Linear, LoadOptions, LoraPair, Sampling};
 use platform::{Digest, RequestId};
 use serving_engine::{
-    AdapterImages, BaseModel, Engine, Event, FinishReason, ImageFetchError, Lane, Limits, Reply, Request, Token, Usage,
+    AdapterImages, BaseModel, Engine, Event, FinishReason, ImageFetchError, Lane, Limits, PageFile, Reply, Request,
+    Token, Usage,
 };
 use tensor::cpu::{Cpu, Path as CpuPath, Pool};
 use text::TokenBytes;
@@ -20,11 +22,12 @@ pub struct Setup {
     pub threads: usize,
     pub kv_bytes: usize,
     pub slots: u32,
+    pub page_file: Option<PageFile>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { limits: Limits::default(), threads: 2, kv_bytes: 16 << 20, slots: 8 }
+        Self { limits: Limits::default(), threads: 2, kv_bytes: 16 << 20, slots: 8, page_file: None }
     }
 }
 
@@ -95,7 +98,7 @@ pub fn engine(setup: Setup) -> Engine {
     let executor = model::load(&folder, &options, &cpu).unwrap();
     let images = (0..8).chain([OVERFLOWING]).map(|n| (adapter(n), image(&executor, n))).collect();
     let vocabulary = vocabulary(executor.shape().vocabulary);
-    let base = BaseModel { id: "llama".into(), executor: Box::new(executor), vocabulary };
+    let base = BaseModel { id: "llama".into(), executor: Box::new(executor), vocabulary, page_file: setup.page_file };
     Engine::start(vec![base], Arc::new(Images(images)), setup.limits)
 }
 
@@ -108,6 +111,7 @@ pub fn request(n: u32) -> Request {
         base: "llama".into(),
         adapter: (!n.is_multiple_of(9)).then(|| adapter(n % 8)),
         lane: Lane(u64::from(n % 3)),
+        weight: NonZeroU32::MIN,
         cache_salt: 1,
         tokens: prompt.into(),
         sampling: Arc::new(Sampling {

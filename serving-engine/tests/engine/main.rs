@@ -2,5 +2,7 @@
 
 mod bench_model;
 mod crowd;
+mod disk;
+mod fair;
 mod life;
 mod speculation;

@@ -47,6 +47,15 @@ impl Cache {
         self.0.dtype()
     }
 
+    /// All pages, one after the other.
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+
     /// Makes zero what a step leaves unwritten in the pages that it begins. The weight of a position that is not seen is zero, but
     /// what another sequence left there may be no number.
     pub fn clear(&mut self, heads: Heads, chunks: &[Chunk<'_>]) {
