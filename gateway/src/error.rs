@@ -186,3 +186,23 @@ impl From<sqlx::Error> for ApiError {
         Self::internal(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_server_is_503_and_an_account_with_too_much_of_it_429_and_both_say_when() {
+        let cases = [
+            (Refused::Full { retry_after_ms: 2_100 }, 503, "overloaded_error"),
+            (Refused::LaneFull { most: 7, retry_after_ms: 2_100 }, 429, "rate_limit_error"),
+        ];
+        for (refused, status, kind) in cases {
+            let error = ApiError::from(refused);
+            let response = error.error_response();
+            assert_eq!((response.status().as_u16(), error.kind()), (status, kind));
+            let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+            assert_eq!((header("retry-after"), header("retry-after-ms")), (Some("3"), Some("2100")));
+        }
+    }
+}
