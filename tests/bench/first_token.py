@@ -4,7 +4,7 @@
     tests/bench/first_token.py [--model FOLDER]        needs target/release/myriad
 
 All on a server that does nothing else, through the public API. The model's files are read once before the server starts, so that they are in
-the page cache. `disk` is a long prompt that memory has forgotten and that comes back from `--kv-disk-mib`.
+the page cache. `from disk` is a long prompt that memory has forgotten and that comes back from `--kv-disk-mib`.
 """
 
 import argparse
@@ -71,18 +71,24 @@ def main() -> None:
         file.read_bytes()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        starts = [start_ms(model, folder / f"start-{number}") for number in range(3)]
+        report("start to first answer", [start_ms(model, folder / f"start-{number}") for number in range(3)])
         with Server(folder / "memory", model) as server:
             found = measure(server, asked)
+        miss = statistics.median(found["miss"])
+        report(f"{asked.short} tokens", found["short"])
+        report(f"{asked.long} tokens, new", found["miss"])
+        report(f"{asked.long} tokens, cached", found["hit"], miss)
         small = ["--kv-memory-mib", str(asked.small_kv_mib), "--kv-disk-mib", "4096"]
         with Server(folder / "disk", [*model, *small]) as server:
-            found["disk"] = from_disk(server, asked)
-    miss = statistics.median(found["miss"])
-    print(f"start to first answer: {statistics.median(starts):.0f} ms ({min(starts):.0f} to {max(starts):.0f})")
-    for what, values in found.items():
-        if values:
-            of = f", {statistics.median(values) / miss:.1%} of the miss" if what in ("hit", "disk") else ""
-            print(f"{what}: {statistics.median(values):.1f} ms ({min(values):.1f} to {max(values):.1f}){of}")
+            report(f"{asked.long} tokens, from disk", from_disk(server, asked), miss)
+
+
+def report(what: str, values: list[float], miss: float | None = None) -> None:
+    if not values:
+        print(f"{what}: never")
+        return
+    of = f", {statistics.median(values) / miss:.1%} of new" if miss else ""
+    print(f"{what}: {statistics.median(values):.1f} ms ({min(values):.1f} to {max(values):.1f}){of}", flush=True)
 
 
 if __name__ == "__main__":
