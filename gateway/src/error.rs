@@ -201,7 +201,7 @@ mod tests {
             let error = ApiError::from(refused);
             let response = error.error_response();
             assert_eq!((response.status().as_u16(), error.kind()), (status, kind));
-            let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             assert_eq!((header("retry-after"), header("retry-after-ms")), (Some("3"), Some("2100")));
         }
     }
