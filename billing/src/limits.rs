@@ -109,6 +109,33 @@ pub(crate) struct Meter {
     pub start_ms: i64,
 }
 
+impl Meter {
+    pub fn counts(&self, origin: &Origin) -> bool {
+        origin.day_ms >= self.start_ms
+            && match self.scope {
+                LimitScope::Account => true,
+                LimitScope::Key => origin.key_id == self.subject,
+                LimitScope::Adapter => origin.adapter.as_ref() == Some(&self.subject),
+            }
+    }
+}
+
+/// Of an account's request, what says which meters count it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Origin {
+    key_id: String,
+    adapter: Option<String>,
+    /// The day in which it began: periods begin with days.
+    day_ms: i64,
+}
+
+impl Origin {
+    pub fn new(spender: &Spender<'_>, now_ms: i64) -> Self {
+        let adapter = spender.adapter.map(str::to_owned);
+        Self { key_id: spender.key_id.to_owned(), adapter, day_ms: Period::Day.start_ms(now_ms) }
+    }
+}
+
 /// All limits. They are few and asked for at every request, so they are held in memory.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -263,8 +290,7 @@ impl Limits {
         Ok(self.spent(self.db.pool(), account, &meter).await?.values().sum())
     }
 
-    /// Leases more of a cap for a server: at least `least`, and `wanted` where there is as much. Returns what it may spend in the
-    /// period altogether and what of that it has spent.
+    /// Leases more of a cap for a server: at least `least`, and `wanted` where there is as much.
     pub(crate) async fn lease(
         &self,
         account: &AccountName,
@@ -314,7 +340,8 @@ impl Limits {
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;
-        Ok(Lease { leased: own + more, spent: spent.get(instance).copied().unwrap_or(0) })
+        let others = leased.values().sum::<Nano>() - own;
+        Ok(Lease { leased: own + more, others, spent: spent.get(instance).copied().unwrap_or(0) })
     }
 
     /// Gives back what a server has leased of an account's caps and not spent; `settled` is what it has, by meter.
@@ -343,10 +370,11 @@ impl Limits {
     }
 }
 
-/// What a server may spend in a period, and what of that it has spent.
+/// What a server may spend in a period altogether, what the others may, and what it has spent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
     pub leased: Nano,
+    pub others: Nano,
     pub spent: Nano,
 }
 

@@ -13,7 +13,7 @@ use platform::AccountName;
 use platform::units::now_ms;
 use tokio::sync::Notify;
 
-use crate::limits::{Limits, Meter, Spender};
+use crate::limits::{Limits, Meter, Origin, Spender};
 use crate::rules::{Command, Credit, Nano, Refusal};
 use crate::{BillingError, Journal, Ledger};
 
@@ -91,27 +91,27 @@ struct State {
     quiet_since: Option<Instant>,
     /// A command whose answer got lost: it is repeated before another one is given.
     unanswered: Option<(String, Command)>,
-    /// Counts of the caps that requests had to keep, as far as this server spends under them.
+    /// Counts of the caps that requests have to keep, as far as this server spends under them.
     meters: HashMap<Meter, Count>,
+    /// What requests hold, or have settled and is not in the books yet: of all requests, since a cap may be set while they run.
+    running: HashMap<Origin, Nano>,
 }
 
-/// A cap's count on this server.
+/// A cap's count on this server. What runs under it is in [`State::running`].
 #[derive(Debug, Default, Clone, Copy)]
 struct Count {
-    /// What this server may spend in the period.
+    /// What this server may spend in the period, and what the others may, both as of the last time that it asked.
     leased: Nano,
-    settled: Nano,
-    taken: Nano,
+    others: Nano,
+    /// What this server has spent and is in the books, never too little: with a cap or without one.
+    spent: Nano,
 }
 
-impl Count {
-    const fn free(&self) -> Nano {
-        self.leased - self.settled - self.taken
-    }
+/// What a request must keep to, and where it counts.
+struct Terms {
+    caps: Vec<(Meter, Nano)>,
+    origin: Origin,
 }
-
-/// What a request must keep to.
-type Caps = [(Meter, Nano)];
 
 impl State {
     /// Begins anew without a reservation; returns the one that there was.
@@ -130,46 +130,68 @@ impl State {
     }
 
     /// The taker is counted at once: a reservation must not be given back under it.
-    fn take(&mut self, least: Nano, wanted: Nano, caps: &Caps) -> Option<(String, Nano)> {
-        let free = self.free().min(self.free_of(caps));
+    fn take(&mut self, least: Nano, wanted: Nano, terms: &Terms) -> Option<(String, Nano)> {
+        let free = self.free().min(self.free_of(&terms.caps));
         let reservation = self.reservation.clone().filter(|_| free >= least)?;
         let amount = wanted.min(free);
         self.taken += amount;
-        for (meter, _) in caps {
-            self.meters.entry(meter.clone()).or_default().taken += amount;
-        }
+        *self.running.entry(terms.origin.clone()).or_default() += amount;
         self.holders += 1;
         self.quiet_since = None;
         Some((reservation, amount))
     }
 
     /// What the caps together allow now.
-    fn free_of(&self, caps: &Caps) -> Nano {
-        let free = |(meter, _): &(Meter, Nano)| self.meters.get(meter).map_or(0, Count::free);
-        caps.iter().map(free).min().unwrap_or(Nano::MAX)
+    fn free_of(&self, caps: &[(Meter, Nano)]) -> Nano {
+        caps.iter().map(|cap| self.free_under(cap)).min().unwrap_or(Nano::MAX)
     }
 
-    /// A request gives back what it held, and of that has spent `settled`.
-    fn release(&mut self, reservation: &str, caps: &Caps, held: Nano, settled: Nano) {
+    /// What a cap allows now: less than nothing where requests that need not keep it have spent more. A request that began under
+    /// a higher cap may have leased more than this one allows.
+    fn free_under(&self, (meter, cap): &(Meter, Nano)) -> Nano {
+        let Some(count) = self.meters.get(meter) else { return 0 };
+        count.leased.min(cap - count.others) - count.spent - self.running_in(meter)
+    }
+
+    fn running_in(&self, meter: &Meter) -> Nano {
+        self.running.iter().filter(|(origin, _)| meter.counts(origin)).map(|(_, amount)| amount).sum()
+    }
+
+    /// A request gives back what it held, and of that has spent `settled`, which runs until it is in the books.
+    fn release(&mut self, reservation: &str, origin: &Origin, held: Nano, settled: Nano) {
         if self.holds(reservation) {
             self.taken -= held;
             self.amount -= settled;
         }
-        for (meter, _) in caps {
-            if let Some(count) = self.meters.get_mut(meter) {
-                count.taken -= held;
-                count.settled += settled;
-            }
+        self.ends(origin, held - settled);
+    }
+
+    /// What was settled is in the books.
+    fn booked(&mut self, origin: &Origin, amount: Nano) {
+        self.ends(origin, amount);
+        for (_, count) in self.meters.iter_mut().filter(|(meter, _)| meter.counts(origin)) {
+            count.spent += amount;
         }
     }
 
-    /// Lets go of what is leased under caps and not used. Returns what is, by meter.
+    fn ends(&mut self, origin: &Origin, amount: Nano) {
+        let Some(running) = self.running.get_mut(origin) else { return };
+        *running -= amount;
+        if *running == 0 {
+            self.running.remove(origin);
+        }
+    }
+
+    /// Lets go of what is leased under caps. Returns what of that is used, by meter.
     fn let_go(&mut self) -> Vec<(Meter, Nano)> {
-        let used = |count: &mut Count| {
-            count.leased = count.settled + count.taken;
-            count.leased
+        let meters = std::mem::take(&mut self.meters);
+        // Of a meter whose lease was never answered nobody knows here what is used.
+        let leased = meters.into_iter().filter(|(_, count)| count.leased > 0);
+        let used = |(meter, count): (Meter, Count)| {
+            let used = count.spent + self.running_in(&meter);
+            (meter, used)
         };
-        self.meters.iter_mut().map(|(meter, count)| (meter.clone(), used(count))).collect()
+        leased.map(used).collect()
     }
 
     /// Whether there is something that the ledger could have back.
@@ -195,8 +217,10 @@ pub struct Hold {
     wallets: Wallets,
     purse: Arc<Purse>,
     reservation: String,
-    caps: Arc<Caps>,
+    terms: Arc<Terms>,
     amount: Nano,
+    /// Settled, and not in the books yet.
+    settled: Nano,
 }
 
 impl std::fmt::Debug for Hold {
@@ -221,14 +245,14 @@ impl Hold {
         wanted: Nano,
         patient: bool,
     ) -> impl Future<Output = Result<Result<Hold, Refusal>, BillingError>> + Send + 'static {
-        let (wallets, purse, caps) = (self.wallets.clone(), self.purse.clone(), self.caps.clone());
+        let (wallets, purse, terms) = (self.wallets.clone(), self.purse.clone(), self.terms.clone());
         let reservation = self.reservation.clone();
         async move {
             let more = match patient {
-                false => wallets.take_now(&purse, least, wanted, &caps).await?,
+                false => wallets.take_now(&purse, least, wanted, &terms).await?,
                 true => {
                     let _waits = Waits::new(&purse);
-                    wallets.take(&purse, least, wanted, &caps).await?
+                    wallets.take(&purse, least, wanted, &terms).await?
                 }
             };
             // What was held before another server closed the reservation cannot be raised.
@@ -252,8 +276,8 @@ impl Hold {
             tracing::error!(account = %self.purse.account, cost, held = self.amount, "a request costs more than it had reserved");
         }
         let amount = cost.min(self.amount);
-        self.purse.state().release(&self.reservation, &self.caps, self.amount, amount);
-        self.amount = 0;
+        self.purse.state().release(&self.reservation, &self.terms.origin, self.amount, amount);
+        (self.amount, self.settled) = (0, amount);
         self.purse.given_back.notify_waiters();
         (amount > 0).then(|| Charge {
             account: self.purse.account.clone(),
@@ -268,7 +292,8 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let mut state = self.purse.state();
         state.holders -= 1;
-        state.release(&self.reservation, &self.caps, self.amount, 0);
+        state.release(&self.reservation, &self.terms.origin, self.amount, 0);
+        state.booked(&self.terms.origin, self.settled);
         if state.holders == 0 {
             state.quiet_since = Some(Instant::now());
         }
@@ -322,13 +347,16 @@ impl Wallets {
         wanted: Nano,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         let purse = self.purse(spender.account);
-        let caps: Arc<Caps> = self.shared.limits.caps(spender, now_ms()).into();
-        self.take(&purse, least, wanted, &caps).await
+        let now_ms = now_ms();
+        let caps = self.shared.limits.caps(spender, now_ms);
+        let terms = Arc::new(Terms { caps, origin: Origin::new(spender, now_ms) });
+        self.take(&purse, least, wanted, &terms).await
     }
 
-    fn hold(&self, purse: &Arc<Purse>, least: Nano, wanted: Nano, caps: &Arc<Caps>) -> Option<Hold> {
-        let (reservation, amount) = purse.state().take(least, wanted, caps)?;
-        Some(Hold { wallets: self.clone(), purse: purse.clone(), reservation, caps: caps.clone(), amount })
+    fn hold(&self, purse: &Arc<Purse>, least: Nano, wanted: Nano, terms: &Arc<Terms>) -> Option<Hold> {
+        let (reservation, amount) = purse.state().take(least, wanted, terms)?;
+        let (wallets, purse, terms) = (self.clone(), purse.clone(), terms.clone());
+        Some(Hold { wallets, purse, reservation, terms, amount, settled: 0 })
     }
 
     fn purse(&self, account: &AccountName) -> Arc<Purse> {
@@ -349,12 +377,12 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
-        caps: &Arc<Caps>,
+        terms: &Arc<Terms>,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         use Refusal::{CapReached, InsufficientCredit};
         loop {
             let mut given_back = std::pin::pin!(purse.given_back.notified());
-            match self.take_now(purse, least, wanted, caps).await? {
+            match self.take_now(purse, least, wanted, terms).await? {
                 Err(InsufficientCredit | CapReached) if purse.state().somebody_runs() => given_back.await,
                 // The last one that ran gave back in between.
                 Err(InsufficientCredit | CapReached) if given_back.as_mut().enable() => {}
@@ -368,12 +396,12 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
-        caps: &Arc<Caps>,
+        terms: &Arc<Terms>,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
-        match self.hold(purse, wanted, wanted, caps) {
+        match self.hold(purse, wanted, wanted, terms) {
             Some(hold) => Ok(Ok(hold)),
             None => {
-                let asked = self.take_after_asking(purse, least, wanted, caps);
+                let asked = self.take_after_asking(purse, least, wanted, terms);
                 tokio::time::timeout(LEDGER_TIMEOUT, asked).await.map_err(|_| BillingError::Slow)?
             }
         }
@@ -384,21 +412,21 @@ impl Wallets {
         purse: &Arc<Purse>,
         least: Nano,
         wanted: Nano,
-        caps: &Arc<Caps>,
+        terms: &Arc<Terms>,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         let mut asking = purse.asking.clone().lock_owned().await;
         loop {
-            if let Some(hold) = self.hold(purse, wanted, wanted, caps) {
+            if let Some(hold) = self.hold(purse, wanted, wanted, terms) {
                 return Ok(Ok(hold));
             }
             // On a task of its own, with the lock: a caller who goes away must neither leave an answer of the ledger unread nor let
             // the next one ask while that answer is on its way, who would repeat the command and count what it gave twice.
-            let (wallets, asked, kept) = (self.clone(), purse.clone(), caps.clone());
-            let answer = tokio::spawn(async move { (wallets.ask(&asked, least, wanted, &kept).await, asking) });
+            let (wallets, asked, kept) = (self.clone(), purse.clone(), terms.clone());
+            let answer = tokio::spawn(async move { (wallets.ask(&asked, least, wanted, &kept.caps).await, asking) });
             let (answer, lock) = answer.await.map_err(|_| BillingError::Closed)?;
             let answer = answer?;
             // With the lock: what was leased for this request must not be given back under it.
-            if let Some(hold) = self.hold(purse, least, wanted, caps) {
+            if let Some(hold) = self.hold(purse, least, wanted, terms) {
                 return Ok(Ok(hold));
             }
             match answer {
@@ -415,10 +443,10 @@ impl Wallets {
         purse: &Purse,
         least: Nano,
         wanted: Nano,
-        caps: &Caps,
+        caps: &[(Meter, Nano)],
     ) -> Result<Result<(), Refusal>, BillingError> {
-        for (meter, cap) in caps {
-            if !self.ask_cap(purse, (meter, *cap), least, wanted).await? {
+        for cap in caps {
+            if !self.ask_cap(purse, cap, least, wanted).await? {
                 return Ok(Err(Refusal::CapReached));
             }
         }
@@ -438,31 +466,31 @@ impl Wallets {
     async fn ask_cap(
         &self,
         purse: &Purse,
-        (meter, cap): (&Meter, Nano),
+        cap: &(Meter, Nano),
         least: Nano,
         wanted: Nano,
     ) -> Result<bool, BillingError> {
-        let known = purse.state().meters.get(meter).copied();
-        let free = known.as_ref().map_or(0, Count::free);
+        let meter = &cap.0;
+        let (free, spent_before) = {
+            let mut state = purse.state();
+            // A period that is over counts no more.
+            state.meters.retain(|known, _| known.period != meter.period || known.start_ms >= meter.start_ms);
+            // From here on all that comes into the books is counted, so that the answer cannot miss any of it.
+            let spent = state.meters.entry(meter.clone()).or_default().spent;
+            (state.free_under(cap), spent)
+        };
         if free >= wanted {
             return Ok(true);
         }
         let Shared { limits, journal, .. } = &*self.shared;
-        if known.is_none() {
-            // What this server has spent in the period must be in the books before it is counted there.
-            journal.flush().await?;
-        }
         let (least_more, wanted_more) = ((least - free).max(0), wanted - free);
-        let lease = limits.lease(&purse.account, (meter, cap), journal.instance(), least_more, wanted_more).await?;
+        let lease = limits.lease(&purse.account, (meter, cap.1), journal.instance(), least_more, wanted_more).await?;
         let mut state = purse.state();
-        // A period that is over counts no more.
-        state
-            .meters
-            .retain(|known, count| count.taken > 0 || known.period != meter.period || known.start_ms >= meter.start_ms);
-        let fresh = Count { settled: lease.spent, ..Count::default() };
-        let count = state.meters.entry(meter.clone()).or_insert(fresh);
-        count.leased = lease.leased;
-        Ok(count.free() >= least)
+        let count = state.meters.entry(meter.clone()).or_default();
+        // What came into the books meanwhile may be in the answer as well: the next one puts that right.
+        count.spent += lease.spent - spent_before;
+        (count.leased, count.others) = (lease.leased, lease.others);
+        Ok(state.free_under(cap) >= least)
     }
 
     /// Gets more from the ledger: what is wanted and something to spare, or what there is.
@@ -597,21 +625,21 @@ impl Wallets {
         let _asking = purse.asking.lock().await;
         // It may be a reservation that nobody else knows of.
         self.repeat_unanswered(purse).await?;
-        let leased;
-        let command = {
+        let (leased, command) = {
             let mut state = purse.state();
             if state.holders > 0 {
                 return Ok(());
             }
-            leased = state.let_go();
-            let Some(reservation) = state.forget() else { return Ok(()) };
-            let command = (self.command_id(), Command::Void { reservation });
+            let leased = state.let_go();
+            let command = state.forget().map(|reservation| (self.command_id(), Command::Void { reservation }));
             // Before anything is waited for: who calls this may go away, and then the next one gives it back.
-            state.unanswered = Some(command.clone());
-            command
+            state.unanswered = command.clone();
+            (leased, command)
         };
         self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
-        self.add(purse, command.0, command.1).await?.ok();
+        if let Some((id, command)) = command {
+            self.add(purse, id, command).await?.ok();
+        }
         Ok(())
     }
 }

@@ -48,6 +48,49 @@ def test_a_cap_ends_the_answer_that_reaches_it_and_refuses_the_next(shop, period
         assert client.chat.completions.create(**PATIENT, max_tokens=50).choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("scope", ["account", "key", "adapter"])
+def test_a_cap_counts_what_was_spent_before_it_was_set_again(shop, scope):  # noqa: F811
+    server, admin, key = shop
+    with server.http() as http, connect(server) as client:
+        own = http.get("/v1/account/keys").json()["data"][0]["id"]
+        subject = {"account": {}, "key": {"subject": own}, "adapter": {"subject": "local/support"}}[scope]
+        cap = {"scope": scope, "period": "month"} | subject
+
+        def ask():
+            return client.chat.completions.create(**PATIENT | {"model": "support"}, max_tokens=5)
+
+        made = http.post("/v1/account/limits", json=cap | {"amount": 1}).json()
+        ask()
+        assert http.delete(f"/v1/account/limits/{made['id']}").status_code == 200
+        cost = sum(ask().usage.cost_nano_usd for _ in range(3))
+        assert cost > 0
+        http.post("/v1/account/limits", json=cap | {"amount": 0}).raise_for_status()
+        for _ in range(10):
+            with pytest.raises(APIStatusError, match="cap") as refused:
+                ask()
+            assert refused.value.status_code == 402
+
+
+def test_a_cap_counts_the_requests_that_run_when_it_is_set(shop):  # noqa: F811
+    server, admin, key = shop
+    admin.patch("/admin/v1/accounts/acme", json={"credit": "unlimited"})
+    with connect(server, api_key=key) as client, limits(server, key) as http:
+        streams = [client.chat.completions.create(**PATIENT, max_tokens=300, stream=True) for _ in range(4)]
+        for stream in streams:
+            next(iter(stream))
+        cap = 4 * 300 * TOKEN
+        http.post("/v1/account/limits", json={"period": "total", "amount_nano_usd": cap}).raise_for_status()
+        client.chat.completions.create(**PATIENT, max_tokens=1)
+        for stream in streams:
+            for _ in stream:
+                pass
+        for _ in range(5):
+            with pytest.raises(APIStatusError, match="cap"):
+                client.chat.completions.create(**PATIENT, max_tokens=300)
+        ran = spent(server, key)
+        assert 4 * 300 * TOKEN < ran <= cap + 4 * 300 * TOKEN
+
+
 def test_caps_of_a_key_and_of_an_adapter_bind_only_them(shop):  # noqa: F811
     server, admin, key = shop
     with server.http() as http, connect(server) as client:

@@ -1,5 +1,6 @@
 //! Money under random commands, many tasks, several servers, and servers and databases that fail.
 
+mod caps;
 mod expiring;
 mod journal;
 mod ledger;

@@ -35,6 +35,7 @@ pub struct Server {
     pub journal: Journal,
     pub wallets: Wallets,
     pub ledger: Ledger,
+    pub limits: Limits,
 }
 
 impl Server {
@@ -48,7 +49,7 @@ impl Server {
         let (journal, _) = Journal::open_with_faults(db.clone(), prices, journal).await.expect("the journal opens");
         let ledger = Ledger::with_faults(db.clone(), ledger);
         let limits = Limits::open(db.clone()).await.expect("limits are read");
-        Self { wallets: Wallets::new(ledger.clone(), journal.clone(), limits), journal, ledger }
+        Self { wallets: Wallets::new(ledger.clone(), journal.clone(), limits.clone()), journal, ledger, limits }
     }
 
     /// For others it was not seen for long.
