@@ -339,15 +339,16 @@ pub struct NewKey {
     #[arg(default_value = "key")]
     pub name: String,
 
-    /// What it may do, of inference, adapters, fine-tuning, billing and admin; repeatable [default: what the caller's key may]
+    /// What it may do, of inference, adapters, fine-tuning, billing and admin; repeatable [default: what the caller's key
+    /// and the member's role may]
     #[arg(long, value_name = "SCOPE", value_delimiter = ',')]
     pub scope: Vec<String>,
 
-    /// Days until it opens nothing more [default: never]
+    /// Days until it opens nothing more [default: with the caller's key, or never]
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub expires: Option<u32>,
 
-    /// Member whose key it is: it goes with the member, and can do no more than the member's role
+    /// Member whose key it is: it goes with the member, and can do no more than the member's role [default: whose the caller's key is]
     #[arg(long, value_name = "NAME")]
     pub member: Option<String>,
 }

@@ -76,6 +76,10 @@ impl Scopes {
         self.0 & !other.0 == 0
     }
 
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
@@ -114,6 +118,15 @@ impl Role {
 
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|role| role.name() == name)
+    }
+
+    /// Whether a member of this role may make keys for another one of that role.
+    pub const fn may_name(self, other: Self) -> bool {
+        match self {
+            Self::Owner => true,
+            Self::Admin => !matches!(other, Self::Owner),
+            Self::Developer | Self::Billing => false,
+        }
     }
 
     pub fn scopes(self) -> Scopes {

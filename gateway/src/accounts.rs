@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 
+use actix_web::http::StatusCode;
 use billing::Credit;
 use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, DbTransaction, changes};
@@ -13,6 +14,7 @@ use sqlx::Row;
 
 use crate::access::{Role, Scopes};
 use crate::audit::{self, Change};
+use crate::authority::{self, BoundedKey};
 use crate::error::ApiError;
 
 const PREFIX: &str = "sk-myriad-";
@@ -28,21 +30,36 @@ pub struct Caller {
     pub account: AccountName,
     pub key_id: String,
     pub scopes: Scopes,
+    /// Whose key it is; none: the account's own.
+    pub member: Option<String>,
+    pub expires_ms: Option<i64>,
 }
 
-/// A key to be.
+/// A key to be, as it is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewKey {
     pub name: String,
-    pub scopes: Scopes,
+    /// All that its maker and its member have, where absent.
+    pub scopes: Option<Scopes>,
+    /// With its maker's key, where absent.
     pub expires_ms: Option<i64>,
+    /// Its maker's, where absent.
     pub member: Option<String>,
 }
 
 impl NewKey {
+    #[cfg(test)]
     pub fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), scopes: Scopes::ALL, expires_ms: None, member: None }
+        Self { name: name.to_owned(), scopes: None, expires_ms: None, member: None }
     }
+}
+
+/// A key that was made: the only time that its secret is there.
+#[derive(Debug, Clone)]
+pub struct MadeKey {
+    pub id: String,
+    pub secret: String,
+    pub key: BoundedKey,
 }
 
 /// A key as it is listed: without its secret.
@@ -77,8 +94,20 @@ pub enum AccountError {
     NoMember(String),
     #[error("a key of a member who is {role} cannot have the scopes {scopes}")]
     RoleExceeded { role: &'static str, scopes: String },
+    #[error("a key can only pass on scopes that it has itself: {0}")]
+    MakerExceeded(String),
+    #[error("a key that ends makes none that outlives it: expires_at can be at most {0}")]
+    EndExceeded(i64),
+    #[error("your role may not make keys for {member:?}, who is {role}")]
+    MayNotName { member: String, role: &'static str },
+    #[error("only an owner of the account may {0}")]
+    OwnersOnly(&'static str),
     #[error("{0:?} is the only owner; make somebody else one first")]
     LastOwner(String),
+    #[error(
+        "the account has no members yet, and its first one must be an owner: `myriad members set NAME owner` makes one, then add {0:?}"
+    )]
+    FirstMember(String),
     #[error(transparent)]
     Db(#[from] platform::DbError),
 }
@@ -100,7 +129,6 @@ pub enum KeyRefusal {
 #[derive(Debug)]
 struct Valid {
     caller: Caller,
-    expires_ms: Option<i64>,
     last_used_ms: AtomicI64,
     /// What the database has of that.
     written_ms: AtomicI64,
@@ -140,16 +168,18 @@ impl Accounts {
             let account: String = row.try_get("account")?;
             let (Ok(hash), Ok(account)) = (hash.parse::<platform::Digest>(), account.parse()) else { continue };
             let role: Option<String> = row.try_get("role")?;
-            let bound = role.as_deref().and_then(Role::named).map_or(Scopes::ALL, Role::scopes);
+            let member: Option<String> = row.try_get("member")?;
+            let bound = match (&member, role.as_deref().and_then(Role::named)) {
+                (None, _) => Scopes::ALL,
+                (Some(_), Some(role)) => role.scopes(),
+                // Its member is gone.
+                (Some(_), None) => continue,
+            };
             let scopes = scopes_of(&row)?.and(bound);
             let used = row.try_get::<Option<i64>, _>("last_used_ms")?.unwrap_or(0);
-            let caller = Caller { account, key_id: row.try_get("id")?, scopes };
-            let key = Valid {
-                caller,
-                expires_ms: row.try_get("expires_ms")?,
-                last_used_ms: used.into(),
-                written_ms: used.into(),
-            };
+            let caller =
+                Caller { account, key_id: row.try_get("id")?, scopes, member, expires_ms: row.try_get("expires_ms")? };
+            let key = Valid { caller, last_used_ms: used.into(), written_ms: used.into() };
             valid.insert(*hash.as_bytes(), Arc::new(key));
         }
         let mut held = self.valid.write().unwrap_or_else(|p| p.into_inner());
@@ -168,7 +198,7 @@ impl Accounts {
         if let Some(key) = given {
             check_form(key)?;
             if self.verify(key).is_err() {
-                self.insert(account, &NewKey::named("bootstrap"), key, None).await?;
+                self.insert_own(account, "bootstrap", key, None).await?;
             }
             return Ok(None);
         }
@@ -176,7 +206,7 @@ impl Accounts {
             return Ok(None);
         }
         let key = fresh_key();
-        self.insert(account, &NewKey::named("first"), &key, None).await?;
+        self.insert_own(account, "first", &key, None).await?;
         Ok(Some(key))
     }
 
@@ -187,7 +217,7 @@ impl Accounts {
             return Err(AccountError::NoAccount { name: account.to_string(), known });
         }
         let key = fresh_key();
-        self.insert(account, &NewKey::named("recovered"), &key, None).await?;
+        self.insert_own(account, "recovered", &key, None).await?;
         Ok(key)
     }
 
@@ -201,7 +231,8 @@ impl Accounts {
         if !self.insert_account(account, credit, by).await? {
             return Ok(None);
         }
-        let (_, key) = self.create_key(account, &NewKey::named("first"), by).await?;
+        let key = fresh_key();
+        self.insert_own(account, "first", &key, by).await?;
         Ok(Some(key))
     }
 
@@ -237,60 +268,35 @@ impl Accounts {
         rows.iter().map(name).collect()
     }
 
-    /// Makes a key; its text is not kept.
+    /// Makes a key; its text is not kept. It is bounded by what `by` has: see [`BoundedKey`].
     pub async fn create_key(
         &self,
         account: &AccountName,
         new: &NewKey,
         by: Option<&Caller>,
-    ) -> Result<(String, String), AccountError> {
-        if let Some(member) = &new.member {
-            let role = self.role(account, member).await?.ok_or_else(|| AccountError::NoMember(member.clone()))?;
-            if !new.scopes.within(role.scopes()) {
-                let scopes = new.scopes.names().join(", ");
-                return Err(AccountError::RoleExceeded { role: role.name(), scopes });
-            }
-        }
-        let key = fresh_key();
-        let id = self.insert(account, new, &key, by).await?;
-        Ok((id, key))
-    }
-
-    async fn insert(
-        &self,
-        account: &AccountName,
-        new: &NewKey,
-        key: &str,
-        by: Option<&Caller>,
-    ) -> Result<String, AccountError> {
-        let id = platform::RequestId::fresh("key").to_string();
-        let hint = &key[key.len() - 4..];
-        let mut transaction = self.db.begin().await?;
-        sqlx::query(
-            "INSERT INTO api_keys (id, account, name, hash, hint, created_ms, scopes, expires_ms, member) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        )
-        .bind(&id)
-        .bind(account.as_str())
-        .bind(&new.name)
-        .bind(platform::Digest::from_bytes(hash(key)).to_string())
-        .bind(hint)
-        .bind(now_ms())
-        .bind(new.scopes.names().join(" "))
-        .bind(new.expires_ms)
-        .bind(&new.member)
-        .execute(&mut *transaction)
-        .await?;
-        let expires_at = new.expires_ms.map(|ms| ms / 1000);
-        let detail = json!({
-            "name": new.name, "scopes": new.scopes.names(), "member": new.member, "expires_at": expires_at,
-        });
-        let change = Change { account, action: "key.created", subject: &id, detail };
-        audit::note(&mut transaction, by, &change).await?;
-        changes::note(&mut transaction, changes::KEYS).await?;
+    ) -> Result<MadeKey, AccountError> {
+        let secret = fresh_key();
+        // Of what names the members one runs at a time, so that none makes a key while its member is removed.
+        let mut transaction = self.db.write(&members_lock(account)).await?;
+        let key = BoundedKey::new(&mut transaction, account, new, by).await?;
+        let id = insert(&mut transaction, account, &key, &secret, by).await?;
         transaction.commit().await?;
         self.reload().await?;
-        Ok(id)
+        Ok(MadeKey { id, secret, key })
+    }
+
+    /// Writes down a key of the account itself.
+    async fn insert_own(
+        &self,
+        account: &AccountName,
+        name: &str,
+        secret: &str,
+        by: Option<&Caller>,
+    ) -> Result<(), AccountError> {
+        let mut transaction = self.db.begin().await?;
+        insert(&mut transaction, account, &BoundedKey::of_the_account(name), secret, by).await?;
+        transaction.commit().await?;
+        self.reload().await
     }
 
     /// Who the key belongs to. The lookup is by hash, so its time tells nothing of a key's characters.
@@ -301,7 +307,7 @@ impl Accounts {
         let valid = self.valid.read().unwrap_or_else(|p| p.into_inner()).get(&hash(key)).cloned();
         let key = valid.ok_or(KeyRefusal::Unknown)?;
         let now = now_ms();
-        if key.expires_ms.is_some_and(|expires| expires <= now) {
+        if key.caller.expires_ms.is_some_and(|expires| expires <= now) {
             return Err(KeyRefusal::Expired);
         }
         key.last_used_ms.store(now, Ordering::Relaxed);
@@ -355,7 +361,15 @@ impl Accounts {
 
     /// Ends a key at once. False where the account has no such key.
     pub async fn revoke(&self, account: &AccountName, id: &str, by: Option<&Caller>) -> Result<bool, AccountError> {
-        let mut transaction = self.db.begin().await?;
+        let mut transaction = self.db.write(&members_lock(account)).await?;
+        let owners = sqlx::query(
+            "SELECT 1 FROM api_keys k JOIN members m ON m.account = k.account AND m.name = k.member \
+             WHERE k.account = $1 AND k.id = $2 AND m.role = 'owner'",
+        );
+        let owners = owners.bind(account.as_str()).bind(id).fetch_optional(&mut *transaction).await?;
+        if owners.is_some() && !authority::is_owner(&mut transaction, account, by).await? {
+            return Err(AccountError::OwnersOnly("revoke an owner's key"));
+        }
         let revoked =
             sqlx::query("UPDATE api_keys SET revoked_ms = COALESCE(revoked_ms, $3) WHERE account = $1 AND id = $2")
                 .bind(account.as_str())
@@ -390,11 +404,6 @@ impl Accounts {
         rows.iter().map(member).collect()
     }
 
-    async fn role(&self, account: &AccountName, member: &str) -> Result<Option<Role>, AccountError> {
-        let members = self.members(account).await?;
-        Ok(members.into_iter().find(|known| known.name == member).map(|known| known.role))
-    }
-
     /// Adds a member or changes its role: its keys can do what its role can from then on.
     pub async fn set_member(
         &self,
@@ -403,7 +412,12 @@ impl Accounts {
         role: Role,
         by: Option<&Caller>,
     ) -> Result<(), AccountError> {
-        let mut transaction = self.db.write(&format!("members {account}")).await?;
+        let mut transaction = self.db.write(&members_lock(account)).await?;
+        let was = authority::role_of(&mut transaction, account, name).await?;
+        let of_owners = role == Role::Owner || was == Some(Role::Owner);
+        if of_owners && !authority::is_owner(&mut transaction, account, by).await? {
+            return Err(AccountError::OwnersOnly("make an owner, or give an owner another role"));
+        }
         sqlx::query(
             "INSERT INTO members (account, name, role, created_ms) VALUES ($1, $2, $3, $4) \
              ON CONFLICT (account, name) DO UPDATE SET role = excluded.role",
@@ -414,8 +428,9 @@ impl Accounts {
         .bind(now_ms())
         .execute(&mut *transaction)
         .await?;
-        if role != Role::Owner {
-            keep_an_owner(&mut transaction, account, name).await?;
+        if role != Role::Owner && !has_an_owner(&mut transaction, account).await? {
+            let name = name.to_owned();
+            return Err(if was.is_none() { AccountError::FirstMember(name) } else { AccountError::LastOwner(name) });
         }
         let detail = json!({ "role": role.name() });
         audit::note(&mut transaction, by, &Change { account, action: "member.set", subject: name, detail }).await?;
@@ -431,7 +446,12 @@ impl Accounts {
         name: &str,
         by: Option<&Caller>,
     ) -> Result<bool, AccountError> {
-        let mut transaction = self.db.write(&format!("members {account}")).await?;
+        let mut transaction = self.db.write(&members_lock(account)).await?;
+        if authority::role_of(&mut transaction, account, name).await? == Some(Role::Owner)
+            && !authority::is_owner(&mut transaction, account, by).await?
+        {
+            return Err(AccountError::OwnersOnly("remove an owner"));
+        }
         let keys = "UPDATE api_keys SET revoked_ms = $3 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL";
         let keys = sqlx::query(keys).bind(account.as_str()).bind(name).bind(now_ms());
         let keys = keys.execute(&mut *transaction).await?.rows_affected();
@@ -442,7 +462,9 @@ impl Accounts {
             .await?
             .rows_affected();
         if removed > 0 {
-            keep_an_owner(&mut transaction, account, name).await?;
+            if !has_an_owner(&mut transaction, account).await? {
+                return Err(AccountError::LastOwner(name.to_owned()));
+            }
             let detail = json!({ "keys_revoked": keys });
             audit::note(&mut transaction, by, &Change { account, action: "member.removed", subject: name, detail })
                 .await?;
@@ -454,12 +476,47 @@ impl Accounts {
     }
 }
 
-/// An account with members has an owner among them.
-async fn keep_an_owner(
+/// What a transaction names that decides on an account's members and on whose its keys are.
+fn members_lock(account: &AccountName) -> String {
+    format!("members {account}")
+}
+
+async fn insert(
     transaction: &mut DbTransaction,
     account: &AccountName,
-    changed: &str,
-) -> Result<(), AccountError> {
+    new: &BoundedKey,
+    key: &str,
+    by: Option<&Caller>,
+) -> Result<String, AccountError> {
+    let id = platform::RequestId::fresh("key").to_string();
+    let hint = &key[key.len() - 4..];
+    sqlx::query(
+        "INSERT INTO api_keys (id, account, name, hash, hint, created_ms, scopes, expires_ms, member) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(&id)
+    .bind(account.as_str())
+    .bind(&new.name)
+    .bind(platform::Digest::from_bytes(hash(key)).to_string())
+    .bind(hint)
+    .bind(now_ms())
+    .bind(new.scopes.names().join(" "))
+    .bind(new.expires_ms)
+    .bind(&new.member)
+    .execute(&mut **transaction)
+    .await?;
+    let expires_at = new.expires_ms.map(|ms| ms / 1000);
+    let detail = json!({
+        "name": new.name, "scopes": new.scopes.names(), "member": new.member, "expires_at": expires_at,
+    });
+    let change = Change { account, action: "key.created", subject: &id, detail };
+    audit::note(transaction, by, &change).await?;
+    changes::note(transaction, changes::KEYS).await?;
+    Ok(id)
+}
+
+/// An account with members must have an owner among them.
+async fn has_an_owner(transaction: &mut DbTransaction, account: &AccountName) -> Result<bool, AccountError> {
     let counted = sqlx::query(
         "SELECT COUNT(*) AS members, COUNT(CASE WHEN role = 'owner' THEN 1 END) AS owners FROM members WHERE account = $1",
     )
@@ -467,7 +524,7 @@ async fn keep_an_owner(
     .fetch_one(&mut **transaction)
     .await?;
     let (members, owners): (i64, i64) = (counted.try_get("members")?, counted.try_get("owners")?);
-    if members > 0 && owners == 0 { Err(AccountError::LastOwner(changed.to_owned())) } else { Ok(()) }
+    Ok(members == 0 || owners > 0)
 }
 
 fn scopes_of(row: &DbRow) -> Result<Scopes, sqlx::Error> {
@@ -485,8 +542,16 @@ impl From<AccountError> for ApiError {
             AccountError::KeyForm => Self::param("key", error.to_string()),
             AccountError::NoAccount { .. } => Self::not_found(error.to_string()),
             AccountError::NoMember(_) => Self::param("member", error.to_string()),
-            AccountError::RoleExceeded { .. } => Self::param("scopes", error.to_string()),
-            AccountError::LastOwner(_) => Self::new(actix_web::http::StatusCode::CONFLICT, error.to_string()),
+            AccountError::RoleExceeded { .. } | AccountError::MakerExceeded(_) => {
+                Self::param("scopes", error.to_string())
+            }
+            AccountError::EndExceeded(_) => Self::param("expires_at", error.to_string()),
+            AccountError::MayNotName { .. } | AccountError::OwnersOnly(_) => {
+                Self::new(StatusCode::FORBIDDEN, error.to_string())
+            }
+            AccountError::LastOwner(_) | AccountError::FirstMember(_) => {
+                Self::new(StatusCode::CONFLICT, error.to_string())
+            }
             AccountError::Db(_) => Self::internal(error),
         }
     }
@@ -557,21 +622,21 @@ mod tests {
             assert_eq!(accounts.create(&account, Credit::Prepaid, None).await.unwrap(), None);
             assert_eq!(accounts.verify(&first).unwrap().scopes, Scopes::ALL);
             let late = NewKey { expires_ms: Some(now_ms() - 1), ..NewKey::named("late") };
-            let (_, late) = accounts.create_key(&account, &late, None).await.unwrap();
+            let late = accounts.create_key(&account, &late, None).await.unwrap().secret;
             assert_eq!(accounts.verify(&late), Err(KeyRefusal::Expired));
 
             let developer = Role::Developer.scopes();
-            let anns = NewKey { member: Some("ann".into()), scopes: developer, ..NewKey::named("ann's") };
+            let anns = NewKey { member: Some("ann".into()), scopes: Some(developer), ..NewKey::named("ann's") };
             assert!(matches!(accounts.create_key(&account, &anns, None).await, Err(AccountError::NoMember(_))));
             assert!(matches!(
                 accounts.set_member(&account, "ann", Role::Developer, None).await,
-                Err(AccountError::LastOwner(_))
+                Err(AccountError::FirstMember(_))
             ));
             accounts.set_member(&account, "bob", Role::Owner, None).await.unwrap();
             accounts.set_member(&account, "ann", Role::Developer, None).await.unwrap();
-            let (_, key) = accounts.create_key(&account, &anns, None).await.unwrap();
+            let key = accounts.create_key(&account, &anns, None).await.unwrap().secret;
             assert_eq!(accounts.verify(&key).unwrap().scopes, developer);
-            let all = NewKey { scopes: Scopes::ALL, ..anns };
+            let all = NewKey { scopes: Some(Scopes::ALL), ..anns };
             assert!(matches!(accounts.create_key(&account, &all, None).await, Err(AccountError::RoleExceeded { .. })));
             accounts.set_member(&account, "ann", Role::Billing, None).await.unwrap();
             assert!(accounts.verify(&key).unwrap().scopes.names().is_empty(), "the role does not bound the key");

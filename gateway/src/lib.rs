@@ -5,6 +5,7 @@ mod accounts;
 mod alerts;
 mod audit;
 mod auth;
+mod authority;
 mod body;
 mod changes;
 mod cors;

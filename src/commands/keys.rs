@@ -1,6 +1,6 @@
 //! `myriad keys`: list, make and revoke the account's API keys.
 
-use platform::units::{DAY_MS, day_of, now_ms};
+use platform::units::{DAY_MS, day_of, now_ms, time_of};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -16,7 +16,12 @@ pub async fn run(keys: &Keys) -> Result<(), ClientError> {
             print!("{}", table(rows(&list)?));
             Ok(())
         }
-        KeysAction::Create(new) => print_once(&client.post("/v1/account/keys", &body(new)).await?),
+        KeysAction::Create(new) => {
+            let made = client.post("/v1/account/keys", &body(new)).await?;
+            print_once(&made)?;
+            println!("{}", said(&made));
+            Ok(())
+        }
         KeysAction::Revoke { id } => {
             client.send(client.request(Method::DELETE, &format!("/v1/account/keys/{}", segment(id)))).await?;
             println!("{id} is revoked.");
@@ -32,6 +37,18 @@ fn body(new: &NewKey) -> Value {
         body["scopes"] = json!(new.scope);
     }
     body
+}
+
+/// What a new key may do, whose it is and when it ends: what was not asked for comes from its maker and its member.
+fn said(made: &Value) -> String {
+    let whose = match (made["member"].as_str(), made["role"].as_str()) {
+        (Some(member), Some(role)) => format!("It is {member}'s, who is {role}, and"),
+        _ => "It is the account's and".into(),
+    };
+    let end = made["expires_at"]
+        .as_i64()
+        .map_or_else(String::new, |seconds| format!("; it opens nothing after {}", time_of(seconds * 1000)));
+    format!("{whose} may do {}{end}.", joined(&made["scopes"]))
 }
 
 /// Shows a key that was made just now.

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::reply::{self, JsonObject, dollars};
 use crate::access::{Role, Scope, Scopes};
-use crate::accounts::{Caller, KeyRow, NewKey};
+use crate::accounts::{Caller, KeyRow, MadeKey, NewKey};
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -264,29 +264,22 @@ pub async fn create_key(
     caller: Caller,
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
-    let mut new = key_fields(&json)?;
-    if Fields::new(&json).get("scopes").is_none() {
-        new.scopes = caller.scopes;
-    }
-    if !new.scopes.within(caller.scopes) {
-        let have = caller.scopes.names().join(", ");
-        return Err(ApiError::param("scopes", format!("a key can only pass on scopes that it has itself: {have}")));
-    }
-    let (id, secret) = platform.accounts.create_key(&caller.account, &new, Some(&caller)).await?;
-    Ok(created_key(&id, &secret, &new))
+    let new = key_fields(&json)?;
+    let made = platform.accounts.create_key(&caller.account, &new, Some(&caller)).await?;
+    Ok(created_key(&made))
 }
 
-/// What a new key is to be: `name`, `scopes` (all), `expires_at` (never), `member` (nobody's).
+/// What a new key is to be: `name`, `scopes`, `expires_at`, `member`; what is absent is as its maker's.
 pub fn key_fields(json: &Map<String, Value>) -> Result<NewKey, ApiError> {
     let fields = Fields::new(json);
     let scopes = match fields.array("scopes")? {
-        None => Scopes::ALL,
+        None => None,
         Some(names) => {
             let all = Scopes::ALL.names().join(", ");
             let wrong = || ApiError::param("scopes", format!("scopes must be a list of some of {all}"));
             let names: Option<Vec<&str>> = names.iter().map(Value::as_str).collect();
             let names = names.filter(|names| !names.is_empty()).ok_or_else(wrong)?;
-            Scopes::parse(names).map_err(|_| wrong())?
+            Some(Scopes::parse(names).map_err(|_| wrong())?)
         }
     };
     let expires_ms = fields.integer("expires_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
@@ -314,15 +307,17 @@ fn checked_name<'a>(field: &'static str, name: &'a str) -> Result<&'a str, ApiEr
 }
 
 /// The only answer that ever shows a key.
-pub fn created_key(id: &str, secret: &str, new: &NewKey) -> HttpResponse {
+pub fn created_key(made: &MadeKey) -> HttpResponse {
+    let key = &made.key;
     HttpResponse::build(StatusCode::CREATED).json(json!({
-        "id": id,
+        "id": made.id,
         "object": "account.key",
-        "name": new.name,
-        "scopes": new.scopes.names(),
-        "member": new.member,
-        "expires_at": new.expires_ms.map(|ms| ms / 1000),
-        "key": secret,
+        "name": key.name,
+        "scopes": key.scopes.names(),
+        "member": key.member,
+        "role": key.role.map(Role::name),
+        "expires_at": key.expires_ms.map(|ms| ms / 1000),
+        "key": made.secret,
     }))
 }
 

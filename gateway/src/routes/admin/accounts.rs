@@ -219,9 +219,9 @@ pub async fn create_key(
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
     let new = key_fields(&json)?;
-    let (id, secret) = platform.accounts.create_key(&name, &new, Some(&caller)).await?;
-    tracing::info!(account = %name, key = id, "the operator has made a key");
-    Ok(created_key(&id, &secret, &new))
+    let made = platform.accounts.create_key(&name, &new, Some(&caller)).await?;
+    tracing::info!(account = %name, key = made.id, "the operator has made a key");
+    Ok(created_key(&made))
 }
 
 pub async fn revoke_key(
