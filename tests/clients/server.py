@@ -1,6 +1,7 @@
 """One running myriad: started on free ports with a data directory of its own, stopped, killed, started again."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,9 +21,15 @@ PATIENCE_S = 30.0
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Below the ports that a system gives to outgoing connections: one that was free a moment ago would often be one of these by now."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def postgres_database() -> str:
