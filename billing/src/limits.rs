@@ -109,7 +109,19 @@ pub(crate) struct Meter {
     pub start_ms: i64,
 }
 
+type Query<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
 impl Meter {
+    /// A statement whose parameters `$1` to `$5` say which meter of which account.
+    fn query<'q>(&'q self, sql: &'static str, account: &'q AccountName) -> Query<'q> {
+        sqlx::query(sql)
+            .bind(account.as_str())
+            .bind(self.scope.name())
+            .bind(&self.subject)
+            .bind(self.period.name())
+            .bind(self.start_ms)
+    }
+
     pub fn counts(&self, origin: &Origin) -> bool {
         origin.day_ms >= self.start_ms
             && match self.scope {
@@ -301,17 +313,14 @@ impl Limits {
     ) -> Result<Lease, BillingError> {
         let mut transaction = self.db.write(&lock_name(account)).await?;
         let spent = self.spent(&mut *transaction, account, meter).await?;
-        let rows = sqlx::query(
-            "SELECT instance, amount FROM cap_leases \
-             WHERE account = $1 AND scope = $2 AND subject = $3 AND period = $4 AND start_ms = $5",
-        )
-        .bind(account.as_str())
-        .bind(meter.scope.name())
-        .bind(&meter.subject)
-        .bind(meter.period.name())
-        .bind(meter.start_ms)
-        .fetch_all(&mut *transaction)
-        .await?;
+        let rows = meter
+            .query(
+                "SELECT instance, amount FROM cap_leases \
+                 WHERE account = $1 AND scope = $2 AND subject = $3 AND period = $4 AND start_ms = $5",
+                account,
+            )
+            .fetch_all(&mut *transaction)
+            .await?;
         // A server may have spent without a lease: before there was a cap.
         let mut leased = spent.clone();
         for row in &rows {
@@ -325,20 +334,17 @@ impl Limits {
             true => wanted.max(left / LEASE_PART).min(left),
             false => 0,
         };
-        sqlx::query(
-            "INSERT INTO cap_leases (account, scope, subject, period, start_ms, instance, amount) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) \
-             ON CONFLICT (account, scope, subject, period, start_ms, instance) DO UPDATE SET amount = excluded.amount",
-        )
-        .bind(account.as_str())
-        .bind(meter.scope.name())
-        .bind(&meter.subject)
-        .bind(meter.period.name())
-        .bind(meter.start_ms)
-        .bind(instance)
-        .bind(own + more)
-        .execute(&mut *transaction)
-        .await?;
+        meter
+            .query(
+                "INSERT INTO cap_leases (account, scope, subject, period, start_ms, instance, amount) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                 ON CONFLICT (account, scope, subject, period, start_ms, instance) DO UPDATE SET amount = excluded.amount",
+                account,
+            )
+            .bind(instance)
+            .bind(own + more)
+            .execute(&mut *transaction)
+            .await?;
         transaction.commit().await?;
         let others = leased.values().sum::<Nano>() - own;
         Ok(Lease { leased: own + more, others, spent: spent.get(instance).copied().unwrap_or(0) })
@@ -352,19 +358,16 @@ impl Limits {
         settled: &[(Meter, Nano)],
     ) -> Result<(), BillingError> {
         for (meter, amount) in settled {
-            sqlx::query(
-                "UPDATE cap_leases SET amount = $7 WHERE account = $1 AND scope = $2 AND subject = $3 AND period = $4 \
-                 AND start_ms = $5 AND instance = $6 AND amount > $7",
-            )
-            .bind(account.as_str())
-            .bind(meter.scope.name())
-            .bind(&meter.subject)
-            .bind(meter.period.name())
-            .bind(meter.start_ms)
-            .bind(instance)
-            .bind(amount)
-            .execute(self.db.pool())
-            .await?;
+            meter
+                .query(
+                    "UPDATE cap_leases SET amount = $7 WHERE account = $1 AND scope = $2 AND subject = $3 AND period = $4 \
+                     AND start_ms = $5 AND instance = $6 AND amount > $7",
+                    account,
+                )
+                .bind(instance)
+                .bind(amount)
+                .execute(self.db.pool())
+                .await?;
         }
         Ok(())
     }

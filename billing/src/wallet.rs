@@ -380,12 +380,15 @@ impl Wallets {
         terms: &Arc<Terms>,
     ) -> Result<Result<Hold, Refusal>, BillingError> {
         use Refusal::{CapReached, InsufficientCredit};
+        // What came into the books while they were read counts twice until they are read again.
+        let mut exact = false;
         loop {
             let mut given_back = std::pin::pin!(purse.given_back.notified());
             match self.take_now(purse, least, wanted, terms).await? {
                 Err(InsufficientCredit | CapReached) if purse.state().somebody_runs() => given_back.await,
                 // The last one that ran gave back in between.
                 Err(InsufficientCredit | CapReached) if given_back.as_mut().enable() => {}
+                Err(CapReached) if !exact => exact = true,
                 answer => return Ok(answer),
             }
         }
