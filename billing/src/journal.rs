@@ -11,7 +11,7 @@ pub use instances::{nobody_lives, servers_live};
 
 use crate::faults::Faults;
 use crate::outbox;
-use crate::writer::{Later, Settlement, Write, Writer};
+use crate::writer::{Later, Settled, Settlement, Write, Writer};
 use crate::{BillingError, Charge, Prices};
 
 /// What a request used. The engine's count, never an estimate.
@@ -145,8 +145,9 @@ impl Journal {
     }
 
     /// Notes what has been delivered so far: what a killed process leaves behind is settled at it.
-    /// The receiver hears when the mark is durable.
-    pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<oneshot::Receiver<()>, BillingError> {
+    /// The receiver hears when the mark is durable, and whether the row was still open: false where another server has closed it,
+    /// and nothing that is delivered from now on will be charged.
+    pub fn mark(&self, id: &RequestId, quantities: Quantities) -> Result<oneshot::Receiver<bool>, BillingError> {
         let (done, written) = oneshot::channel();
         self.hand_in(Write::Later(Later::Mark(id.clone(), quantities, done)))?;
         Ok(written)
@@ -161,6 +162,17 @@ impl Journal {
         finish: Finish,
         charge: Option<Charge>,
     ) -> Result<bool, BillingError> {
+        Ok(self.end(id, quantities, finish, charge).await? == Settled::AsSaid)
+    }
+
+    /// [`Journal::settle`], and what the row says where it does not say this.
+    pub async fn end(
+        &self,
+        id: &RequestId,
+        quantities: Quantities,
+        finish: Finish,
+        charge: Option<Charge>,
+    ) -> Result<Settled, BillingError> {
         let (done, written) = oneshot::channel();
         let settlement = Settlement { id: id.clone(), quantities, finish, charge };
         self.hand_in(Write::Later(Later::Settle(settlement, done)))?;
@@ -290,15 +302,40 @@ mod tests {
             let (first, _) = journal(&db).await;
             let request = request();
             first.begin(&request).await.unwrap();
-            first.mark(&request.id, TEN).unwrap().await.unwrap();
+            assert!(first.mark(&request.id, TEN).unwrap().await.unwrap());
             let (second, _) = journal(&db).await;
             second.bury(&second.others(None).await.unwrap()).await.unwrap();
             let rows = second.list(&request.account, None, 10).await.unwrap();
             assert_eq!((rows[0].quantities, rows[0].finish.as_str()), (TEN, "interrupted"));
             // It was not dead after all: what it says now comes too late.
             let late = Quantities { completion_tokens: 99, ..TEN };
+            assert!(!first.mark(&request.id, late).unwrap().await.unwrap());
             assert!(!first.settle(&request.id, late, Finish::Stop, None).await.unwrap());
+            assert_eq!(first.end(&request.id, late, Finish::Stop, None).await.unwrap(), Settled::Before(TEN));
             assert_eq!(second.list(&request.account, None, 10).await.unwrap(), rows);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_marks_that_are_written_together_each_hears_of_its_own_row() {
+        for db in databases().await {
+            let (journal, _) = journal(&db).await;
+            let requests: Vec<NewRequest> = (0..9).map(|_| request()).collect();
+            for request in &requests {
+                journal.begin(request).await.unwrap();
+            }
+            for closed in requests.iter().step_by(3) {
+                let close = sqlx::query("UPDATE requests SET finish = 'interrupted' WHERE id = $1");
+                close.bind(closed.id.as_str()).execute(db.pool()).await.unwrap();
+            }
+            let marks = requests.iter().chain(&requests).map(|request| journal.mark(&request.id, TEN).unwrap());
+            let open = futures::future::join_all(marks.collect::<Vec<_>>()).await;
+            let open: Vec<bool> = open.into_iter().map(Result::unwrap).collect();
+            assert_eq!(open, (0..18).map(|at| at % 9 % 3 != 0).collect::<Vec<_>>());
+            // A mark that its settlement overtakes has not found anything closed.
+            let mark = journal.mark(&requests[1].id, TEN).unwrap();
+            let settled = journal.settle(&requests[1].id, TEN, Finish::Stop, None);
+            assert_eq!((settled.await.unwrap(), mark.await.unwrap()), (true, true));
         }
     }
 

@@ -47,6 +47,7 @@ pub use storage::{DueStorage, Storage, StorageSum, Stored};
 pub use usage::{GroupBy, UsageRow};
 pub use wallet::{Charge, Hold, Wallets};
 pub use webhooks::{Webhook, Webhooks};
+pub use writer::Settled;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BillingError {

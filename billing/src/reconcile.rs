@@ -16,7 +16,7 @@ use sqlx::Row;
 use crate::price::COST_SQL;
 use crate::rules::Nano;
 use crate::storage;
-use crate::{BillingError, Journal, Quantities};
+use crate::{BillingError, Journal, Quantities, Settled};
 
 /// Most differences that are listed; all are counted.
 const LISTED: usize = 100;
@@ -63,11 +63,24 @@ impl Reconciliation {
             self.compare(check, subject, of(left), of(right));
         }
     }
+
+    fn compare_engine(&mut self, engine: &Sums, usage: &Sums) {
+        for (check, (engine, usage)) in ENGINE_CHECKS.iter().zip(engine.iter().zip(usage)) {
+            self.compare_all(check, engine, usage);
+        }
+    }
 }
 
-/// What the engines of this server have counted for requests that ended, by account and model.
+/// What the engines of this server have counted for requests that ended.
 #[derive(Debug, Clone, Default)]
-pub struct EngineCounts(Arc<Mutex<BTreeMap<String, Counted>>>);
+pub struct EngineCounts(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Of requests that this server has settled, or is about to, by account and model.
+    settled: BTreeMap<String, Counted>,
+    unbilled_tokens: u64,
+}
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counted {
@@ -78,16 +91,46 @@ struct Counted {
 impl EngineCounts {
     /// Adds what the engine says of a request, before anything is charged or written for it.
     pub fn add(&self, account: &str, base: &str, quantities: Quantities) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let counted = counts.entry(format!("{account} {base}")).or_default();
+        let mut counts = self.counts();
+        let counted = counts.settled.entry(format!("{account} {base}")).or_default();
         counted.requests += 1;
         counted.quantities.prompt_tokens += quantities.prompt_tokens;
         counted.quantities.cached_tokens += quantities.cached_tokens;
         counted.quantities.completion_tokens += quantities.completion_tokens;
     }
 
-    fn sums(&self) -> [BTreeMap<String, i64>; 4] {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Takes in what became of a request that was added. Where its row does not say what the engine says, the rest is a figure of
+    /// its own, and its tokens are returned: nobody is charged for them, and no later look will find that they agree.
+    pub fn settled(&self, account: &str, base: &str, quantities: Quantities, settled: Settled) -> u64 {
+        let row = match settled {
+            Settled::AsSaid => return 0,
+            Settled::Free => Quantities::default(),
+            Settled::Before(row) => row,
+        };
+        let mut counts = self.counts();
+        let counted = counts.settled.entry(format!("{account} {base}")).or_default();
+        // A free row was closed by this server and counts as a request of its own.
+        counted.requests -= i64::from(settled != Settled::Free);
+        counted.quantities.prompt_tokens -= quantities.prompt_tokens;
+        counted.quantities.cached_tokens -= quantities.cached_tokens;
+        counted.quantities.completion_tokens -= quantities.completion_tokens;
+        let unbilled = quantities.prompt_tokens.saturating_sub(row.prompt_tokens)
+            + quantities.completion_tokens.saturating_sub(row.completion_tokens);
+        counts.unbilled_tokens += unbilled;
+        unbilled
+    }
+
+    /// Prompt and completion tokens that were computed, and that the rows of their requests do not hold.
+    pub fn unbilled_tokens(&self) -> u64 {
+        self.counts().unbilled_tokens
+    }
+
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sums(&self) -> Sums {
+        let counts = &self.counts().settled;
         let by =
             |of: fn(&Counted) -> i64| counts.iter().map(|(subject, counted)| (subject.clone(), of(counted))).collect();
         [
@@ -116,9 +159,7 @@ pub async fn reconcile(
     books(&mut snapshot, &mut found).await?;
     snapshot.rollback().await?;
     if let Some((engine, usage)) = counted {
-        for (check, (engine, usage)) in ENGINE_CHECKS.iter().zip(engine.iter().zip(&usage)) {
-            found.compare_all(check, engine, usage);
-        }
+        found.compare_engine(&engine, &usage);
     }
     Ok(found)
 }
@@ -126,10 +167,11 @@ pub async fn reconcile(
 const ENGINE_CHECKS: [&str; 4] =
     ["engine = usage, requests", "engine = usage, prompt", "engine = usage, cached", "engine = usage, completion"];
 
-type Counts = [BTreeMap<String, i64>; 4];
+type Sums = [BTreeMap<String, i64>; 4];
 
 /// The engines' counts and what this server has settled, at a moment at which nothing was between the two, if there is one soon.
-async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Option<(Counts, Counts)>, BillingError> {
+/// What others have closed for this server stands in its sums and is left out: its engines have not said that.
+async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Option<(Sums, Sums)>, BillingError> {
     const ATTEMPTS: usize = 40;
     const PAUSE: Duration = Duration::from_millis(25);
     let mut last = None;
@@ -138,12 +180,14 @@ async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Opti
         let rows = sqlx::query(
             "SELECT account, base, CAST(SUM(requests) AS BIGINT) AS requests, CAST(SUM(prompt_tokens) AS BIGINT) AS prompt, \
              CAST(SUM(cached_tokens) AS BIGINT) AS cached, CAST(SUM(completion_tokens) AS BIGINT) AS completion \
-             FROM usage_hours WHERE instance = $1 GROUP BY account, base",
+             FROM (SELECT account, base, requests, prompt_tokens, cached_tokens, completion_tokens FROM usage_hours WHERE instance = $1 \
+             UNION ALL SELECT account, base, -1, -prompt_tokens, -cached_tokens, -completion_tokens FROM requests \
+             WHERE instance = $1 AND finish = 'interrupted') AS own GROUP BY account, base",
         )
         .bind(journal.instance())
         .fetch_all(journal.db().pool())
         .await?;
-        let mut usage = Counts::default();
+        let mut usage = Sums::default();
         for row in &rows {
             let subject = format!("{} {}", row.try_get::<&str, _>("account")?, row.try_get::<&str, _>("base")?);
             for (sums, column) in usage.iter_mut().zip(["requests", "prompt", "cached", "completion"]) {
@@ -151,9 +195,10 @@ async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Opti
             }
         }
         let engine = engine.sums();
-        let same = usage == engine;
+        let mut found = Reconciliation::default();
+        found.compare_engine(&engine, &usage);
         last = Some((engine, usage));
-        if same {
+        if found.differences == 0 {
             break;
         }
         // A request was between the engine and its row: look again.
@@ -305,4 +350,45 @@ async fn books(snapshot: &mut DbTransaction, found: &mut Reconciliation) -> Resu
     let [unbalanced] = sums(snapshot, unbalanced.to_owned(), 0, ["amount"]).await?;
     found.compare_all("every transaction sums to zero", &unbalanced, &BTreeMap::<String, Nano>::new());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use platform::testing::databases;
+
+    use super::*;
+    use crate::Finish;
+    use crate::testing::{journal, request};
+
+    const fn used(completion_tokens: u64) -> Quantities {
+        Quantities { prompt_tokens: 5, cached_tokens: 2, completion_tokens }
+    }
+
+    #[tokio::test]
+    async fn what_a_server_delivered_after_another_had_buried_it_is_a_figure_and_no_alarm() {
+        for db in databases().await {
+            let (first, _) = journal(&db).await;
+            let engine = EngineCounts::default();
+            let [own, buried] = [request(), request()];
+            for request in [&own, &buried] {
+                first.begin(request).await.unwrap();
+            }
+            assert!(first.mark(&buried.id, used(10)).unwrap().await.unwrap());
+            engine.add("acme", "mini", used(7));
+            assert!(first.settle(&own.id, used(7), Finish::Stop, None).await.unwrap());
+            let (second, _) = journal(&db).await;
+            second.bury(&second.others(None).await.unwrap()).await.unwrap();
+            // The server does not know yet, and its request still runs: no alarm.
+            let look = async || reconcile(&first, &engine, 0).await.unwrap();
+            assert_eq!(look().await.listed, []);
+            engine.add("acme", "mini", used(90));
+            let settled = first.end(&buried.id, used(90), Finish::Stop, None).await.unwrap();
+            assert_eq!(settled, Settled::Before(used(10)));
+            assert_eq!(engine.settled("acme", "mini", used(90), settled), 80);
+            assert_eq!((look().await.listed, engine.unbilled_tokens()), (vec![], 80));
+            // A difference that is none of this is still one.
+            engine.add("acme", "mini", used(1));
+            assert_eq!(look().await.differences, 4);
+        }
+    }
 }

@@ -32,8 +32,16 @@ const APART: Duration = Duration::from_millis(2);
 const FIRST_WAIT: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
-/// Whether the row says what was to be written: false for one that was closed otherwise, which stays as it is.
-type Settled = bool;
+/// What became of a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// The row says what was to be written.
+    AsSaid,
+    /// The row was closed as free: the credit that was held for it is gone.
+    Free,
+    /// The row was closed otherwise before, and stays at this.
+    Before(Quantities),
+}
 
 pub(crate) enum Write {
     Begin(NewRequest, oneshot::Sender<Result<(), BillingError>>),
@@ -42,7 +50,8 @@ pub(crate) enum Write {
 
 /// What is written to rows that are open.
 pub(crate) enum Later {
-    Mark(RequestId, Quantities, oneshot::Sender<()>),
+    /// Answered with whether the row was still open.
+    Mark(RequestId, Quantities, oneshot::Sender<bool>),
     Settle(Settlement, oneshot::Sender<Result<Settled, BillingError>>),
     /// Answered when all that came before is durable or given up.
     Flush(oneshot::Sender<()>),
@@ -53,8 +62,9 @@ impl Write {
     pub fn answer(self) {
         match self {
             Self::Begin(_, done) => drop(done.send(Ok(()))),
-            Self::Later(Later::Mark(_, _, done) | Later::Flush(done)) => done.send(()).unwrap_or(()),
-            Self::Later(Later::Settle(_, done)) => drop(done.send(Ok(true))),
+            Self::Later(Later::Mark(_, _, done)) => drop(done.send(true)),
+            Self::Later(Later::Flush(done)) => done.send(()).unwrap_or(()),
+            Self::Later(Later::Settle(_, done)) => drop(done.send(Ok(Settled::AsSaid))),
         }
     }
 }
@@ -170,37 +180,39 @@ impl Writer {
         &self,
         marks: &HashMap<RequestId, Quantities>,
         settlements: &[&Settlement],
-    ) -> Result<SettledIds, BillingError> {
+    ) -> Result<Written, BillingError> {
         let mut connection = self.connection().await?;
         let mut transaction = connection.begin_with(self.db.begin_sql()).await?;
-        mark(&mut transaction, self.db.kind(), marks).await?;
+        let open = mark(&mut transaction, self.db.kind(), marks).await?;
         let settled = settle(&mut transaction, self.db.kind(), &self.instance, settlements).await?;
         self.faults.commit(transaction.commit()).await?;
         self.keep(connection);
-        Ok(settled)
+        Ok(Written { open, settled })
     }
 
     /// Settles a request whose reservation was closed by a server that took this one for dead, before the request began: what was
     /// held has gone back to the account and is taken from there. If it is there no more, nothing is charged, and the row says so.
     async fn settle_late(&self, settlement: &Settlement) -> Result<Settled, BillingError> {
-        let Some(charge) = &settlement.charge else { return Ok(false) };
+        let Some(charge) = &settlement.charge else { return Ok(Settled::Before(Quantities::default())) };
         charge.doubt();
         let mut transaction = self.db.write(&lock_name(&charge.account)).await?;
         let row = Settlement { charge: None, ..settlement.clone() };
         let (closed, hours) = close(&mut transaction, self.db.kind(), &[settlement]).await?;
         if closed.is_empty() {
-            return Ok(false);
+            return found(&mut transaction, settlement).await;
         }
         hours.write(&mut transaction, self.db.kind(), &self.instance).await?;
         if charge_late(&mut transaction, &row.id, charge, &self.instance).await? {
             self.faults.commit(transaction.commit()).await?;
-            return Ok(true);
+            return Ok(Settled::AsSaid);
         }
         transaction.rollback().await?;
         tracing::error!(request = %row.id, account = %charge.account, amount = charge.amount, "a request's credit is gone; it is free");
         let free = Settlement { quantities: Quantities::default(), finish: Finish::Error, ..row };
-        self.write(&HashMap::new(), &[&free]).await?;
-        Ok(false)
+        match self.write(&HashMap::new(), &[&free]).await?.settled(&free) {
+            Settled::AsSaid => Ok(Settled::Free),
+            otherwise => Ok(otherwise),
+        }
     }
 }
 
@@ -278,7 +290,8 @@ struct Batch {
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
     /// Settlements of requests that are among these already: one statement would take either of the two.
     again: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
-    /// Marks are answered like these.
+    /// Who waits for marks, those that a later one has replaced included.
+    marking: Vec<(RequestId, oneshot::Sender<bool>)>,
     flushes: Vec<oneshot::Sender<()>>,
 }
 
@@ -291,8 +304,8 @@ impl Batch {
         for write in writes {
             match write {
                 Later::Mark(id, quantities, done) => {
-                    batch.marks.insert(id, quantities);
-                    batch.flushes.push(done);
+                    batch.marks.insert(id.clone(), quantities);
+                    batch.marking.push((id, done));
                 }
                 Later::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
@@ -307,36 +320,43 @@ impl Batch {
 
     async fn commit(mut self, writer: &Writer) {
         let again = Self { settlements: std::mem::take(&mut self.again), ..Self::default() };
-        let flushes = std::mem::take(&mut self.flushes);
-        self.commit_firsts(writer).await;
+        let (marking, flushes) = (std::mem::take(&mut self.marking), std::mem::take(&mut self.flushes));
+        let closed = self.commit_firsts(writer).await;
         again.commit_each(writer).await;
+        marking.into_iter().for_each(|(id, done)| done.send(!closed.contains(&id)).unwrap_or(()));
         flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
     }
 
-    async fn commit_firsts(self, writer: &Writer) {
+    /// Returns the requests whose marks have found their rows closed.
+    async fn commit_firsts(self, writer: &Writer) -> HashSet<RequestId> {
         let settlements: Vec<&Settlement> = self.settlements.iter().map(|(settlement, _)| settlement).collect();
         if self.marks.is_empty() && settlements.is_empty() {
-            return;
+            return HashSet::new();
         }
         match persist(|| writer.write(&self.marks, &settlements)).await {
-            Ok(settled) => {
+            Ok(written) => {
                 for (settlement, done) in self.settlements {
-                    let answer = Ok(settled.contains(settlement.id.as_str()));
+                    let answer = Ok(written.settled(&settlement));
                     // With it its charge goes, which has kept the account's reservation open.
                     drop(settlement);
                     let _ = done.send(answer);
                 }
+                self.marks.into_keys().filter(|id| !written.open.contains(id.as_str())).collect()
             }
             // One of them cannot be written. Alone, only that one fails.
             Err(_) => self.commit_each(writer).await,
         }
     }
 
-    async fn commit_each(self, writer: &Writer) {
+    /// The same, each write for itself.
+    async fn commit_each(self, writer: &Writer) -> HashSet<RequestId> {
+        let mut closed = HashSet::new();
         for (id, quantities) in self.marks {
             let one = HashMap::from([(id.clone(), quantities)]);
-            if let Err(error) = persist(|| writer.write(&one, &[])).await {
-                tracing::error!(request = %id, %error, "a request's row could not be marked");
+            match persist(|| writer.write(&one, &[])).await {
+                Ok(written) if written.open.is_empty() => drop(closed.insert(id)),
+                Ok(_) => {}
+                Err(error) => tracing::error!(request = %id, %error, "a request's row could not be marked"),
             }
         }
         let none = HashMap::new();
@@ -344,11 +364,12 @@ impl Batch {
             let one = [&settlement];
             let answer = match persist(|| writer.write(&none, &one)).await {
                 Err(BillingError::OverReserved(_)) => persist(|| writer.settle_late(&settlement)).await,
-                written => written.map(|settled| settled.contains(settlement.id.as_str())),
+                written => written.map(|written| written.settled(&settlement)),
             };
             drop(settlement);
             let _ = done.send(answer);
         }
+        closed
     }
 }
 
@@ -367,8 +388,19 @@ async fn persist<T, F: Future<Output = Result<T, BillingError>>>(attempt: impl F
     }
 }
 
-/// Ids of the requests whose rows say what was to be written.
-type SettledIds = HashSet<String>;
+/// What a transaction has found.
+struct Written {
+    /// Ids of the requests that were marked: their rows are open.
+    open: HashSet<String>,
+    settled: HashMap<String, Settled>,
+}
+
+impl Written {
+    /// What became of a settlement that was among those that were written.
+    fn settled(&self, settlement: &Settlement) -> Settled {
+        self.settled.get(settlement.id.as_str()).copied().unwrap_or(Settled::Before(Quantities::default()))
+    }
+}
 
 /// One statement, and so a transaction of its own. A server that others took for dead opens no rows until it has said that it lives: a
 /// statement that arrives after its death would leave a row that nobody closes.
@@ -415,27 +447,28 @@ async fn begin(
     Ok(())
 }
 
+/// Returns the ids of those whose rows are open: one that another server has closed says so by its absence.
 async fn mark(
     connection: &mut AnyConnection,
     kind: DbKind,
     marks: &HashMap<RequestId, Quantities>,
-) -> Result<(), BillingError> {
+) -> Result<HashSet<String>, BillingError> {
     if marks.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let marks: Vec<_> = marks.iter().collect();
     let rows = padded(marks.len());
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4 \
-         FROM ({}) AS v WHERE requests.id = v.column1 AND requests.finish = 'running'",
+         FROM ({}) AS v WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING requests.id",
         kind.values(rows, 4)
     );
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
     for (id, quantities) in repeat_last(&marks, rows) {
         query = counts(query.bind(id.to_string()), **quantities);
     }
-    query.execute(connection).await?;
-    Ok(())
+    let open = query.fetch_all(connection).await?;
+    open.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Closes rows and takes what they cost from their reservations, each once.
@@ -444,18 +477,19 @@ async fn settle(
     kind: DbKind,
     instance: &str,
     settlements: &[&Settlement],
-) -> Result<SettledIds, BillingError> {
+) -> Result<HashMap<String, Settled>, BillingError> {
     if settlements.is_empty() {
-        return Ok(SettledIds::new());
+        return Ok(HashMap::new());
     }
-    let (mut settled, hours) = close(connection, kind, settlements).await?;
-    let first = |settlement: &&&Settlement| settled.contains(settlement.id.as_str());
+    let (closed, hours) = close(connection, kind, settlements).await?;
+    let first = |settlement: &&&Settlement| closed.contains(settlement.id.as_str());
     let charges: Vec<(&RequestId, &Charge)> =
         settlements.iter().filter(first).filter_map(|s| Some((&s.id, s.charge.as_ref()?))).collect();
     charge(connection, kind, &charges, hours, instance).await?;
-    for closed in settlements {
-        if !settled.contains(closed.id.as_str()) && stands(connection, closed).await? {
-            settled.insert(closed.id.to_string());
+    let mut settled: HashMap<String, Settled> = closed.into_iter().map(|id| (id, Settled::AsSaid)).collect();
+    for settlement in settlements {
+        if !settled.contains_key(settlement.id.as_str()) {
+            settled.insert(settlement.id.to_string(), found(connection, settlement).await?);
         }
     }
     Ok(settled)
@@ -466,7 +500,7 @@ async fn close(
     connection: &mut AnyConnection,
     kind: DbKind,
     settlements: &[&Settlement],
-) -> Result<(SettledIds, UsageHours), BillingError> {
+) -> Result<(HashSet<String>, UsageHours), BillingError> {
     let now = now_ms();
     let padded = padded(settlements.len());
     let sql = format!(
@@ -483,7 +517,7 @@ async fn close(
     let rows = query.fetch_all(connection).await?;
     let costs: HashMap<&str, Nano> =
         settlements.iter().filter_map(|s| Some((s.id.as_str(), s.charge.as_ref()?.amount))).collect();
-    let (mut ids, mut hours) = (SettledIds::new(), UsageHours::default());
+    let (mut ids, mut hours) = (HashSet::new(), UsageHours::default());
     for row in &rows {
         let id: String = row.try_get("id")?;
         hours.add(row, costs.get(id.as_str()).copied().unwrap_or(0))?;
@@ -492,20 +526,14 @@ async fn close(
     Ok((ids, hours))
 }
 
-/// Whether the row was closed by the same settlement: it was repeated, or its answer got lost behind a commit.
-async fn stands(connection: &mut AnyConnection, settlement: &Settlement) -> Result<bool, BillingError> {
+/// What a row says that was closed before: the same, where the settlement was repeated or its answer got lost behind a commit.
+async fn found(connection: &mut AnyConnection, settlement: &Settlement) -> Result<Settled, BillingError> {
     let sql = "SELECT prompt_tokens, cached_tokens, completion_tokens, finish FROM requests WHERE id = $1";
     let found = sqlx::query(sql).bind(settlement.id.as_str()).fetch_optional(connection).await?;
     let row = found.ok_or_else(|| BillingError::Missing(settlement.id.clone()))?;
-    let Quantities { prompt_tokens, cached_tokens, completion_tokens } = settlement.quantities;
-    let counts =
-        [("prompt_tokens", prompt_tokens), ("cached_tokens", cached_tokens), ("completion_tokens", completion_tokens)];
-    for (column, count) in counts {
-        if row.try_get::<i64, _>(column)? != count as i64 {
-            return Ok(false);
-        }
-    }
-    Ok(row.try_get::<String, _>("finish")? == settlement.finish.name())
+    let quantities = Quantities::read(&row, ["prompt_tokens", "cached_tokens", "completion_tokens"])?;
+    let same = quantities == settlement.quantities && row.try_get::<String, _>("finish")? == settlement.finish.name();
+    Ok(if same { Settled::AsSaid } else { Settled::Before(quantities) })
 }
 
 /// `settle` of the rules for many requests at once: transactions, their entries, the reservations that they draw on, and the hours

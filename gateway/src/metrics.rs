@@ -69,7 +69,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    pub fn text(&self, stats: &Stats, books: Option<&Reconciliation>) -> String {
+    pub fn text(&self, stats: &Stats, books: Option<&Reconciliation>, unbilled_tokens: u64) -> String {
         let mut out = String::new();
         let used = if stats.pages_total == 0 { 0.0 } else { stats.pages_used as f64 / stats.pages_total as f64 };
         let mut number = |name: &str, kind: &str, help: &str, value: f64| {
@@ -109,6 +109,9 @@ impl Metrics {
         number("vllm:spec_decode_num_accepted_tokens_total", "counter", "Guessed tokens that were drawn", accepted);
         number("myriad_engine_steps_total", "counter", "Steps computed", stats.steps as f64);
         number("myriad_resident_adapters", "gauge", "Adapters bound to slots", stats.resident_adapters as f64);
+        let help =
+            "Tokens computed for requests whose rows were closed otherwise, as after others took this server for dead";
+        number("myriad_unbilled_tokens_total", "counter", help, unbilled_tokens as f64);
         if let Some(books) = books {
             let name = "myriad_reconciliation_differences";
             number(

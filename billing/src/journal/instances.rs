@@ -135,7 +135,7 @@ impl Journal {
     }
 
     /// The other servers, or those that have not been seen for so long by the database's clock.
-    pub(super) async fn others(&self, unseen_for: Option<Duration>) -> Result<Vec<String>, BillingError> {
+    pub(crate) async fn others(&self, unseen_for: Option<Duration>) -> Result<Vec<String>, BillingError> {
         let sql = format!(
             "SELECT id FROM instances WHERE id <> $1 AND ($2 IS NULL OR seen_ms <= {} - $2)",
             self.db.now_sql()
@@ -160,7 +160,7 @@ impl Journal {
     }
 
     /// Closes what dead servers have left behind. Returns how many requests that were.
-    pub(super) async fn bury(&self, dead: &[String]) -> Result<u64, BillingError> {
+    pub(crate) async fn bury(&self, dead: &[String]) -> Result<u64, BillingError> {
         if !dead.is_empty() {
             // The dead server may have known a price that this one does not.
             self.prices.reload().await?;

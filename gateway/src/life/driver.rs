@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use billing::{Finish, NewRequest, Quantities, Rates, Spender};
+use billing::{BillingError, Charge, Finish, NewRequest, Quantities, Rates, Settled, Spender};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use platform::{AccountName, RequestId};
@@ -89,6 +89,7 @@ async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, ch
         finished: 0,
         failure: None,
         cancelled: false,
+        closed: false,
         started: start.started,
         last_token: None,
         marks: Marks::new(),
@@ -136,6 +137,8 @@ struct Driver {
     finished: usize,
     failure: Option<String>,
     cancelled: bool,
+    /// A mark has found the row closed: nothing is delivered any more.
+    closed: bool,
     started: Instant,
     last_token: Option<Instant>,
     marks: Marks,
@@ -199,7 +202,7 @@ impl Driver {
                 None
             }
             Event::Token { choice, token } => {
-                self.mark().await;
+                self.mark(controls).await;
                 self.token(prompt * self.per_prompt + choice as usize, prompt, token)
             }
             Event::Choice { choice, reason, visible_bytes } => {
@@ -212,18 +215,23 @@ impl Driver {
                 None
             }
         };
-        let (Some(piece), Some(client)) = (piece, &self.client) else { return };
+        let (Some(piece), Some(client), false) = (piece, &self.client, self.closed) else { return };
         if !client.send(piece, self.quantities().completion_tokens).await {
             self.leave(controls);
         }
     }
 
     /// Notes how much of the answer was delivered. One that is sent as a whole has nothing to note before its end.
-    async fn mark(&mut self) {
+    async fn mark(&mut self, controls: &[Controls]) {
         let delivered = self.client.as_ref().map_or(0, Outlet::delivered);
-        if delivered > 0 {
-            let quantities = Quantities { completion_tokens: delivered, ..self.quantities() };
-            self.marks.keep_up(&self.platform.journal, &self.id, quantities).await;
+        if delivered == 0 || self.closed {
+            return;
+        }
+        let quantities = Quantities { completion_tokens: delivered, ..self.quantities() };
+        if !self.marks.keep_up(&self.platform.journal, &self.id, quantities).await {
+            // What more it would deliver, nobody would be charged for.
+            self.closed = true;
+            controls.iter().for_each(Controls::cancel);
         }
     }
 
@@ -289,14 +297,14 @@ impl Driver {
         let finish = match (&self.failure, self.cancelled) {
             (Some(_), _) => Finish::Error,
             (None, true) => Finish::Cancelled,
+            (None, false) if self.closed => Finish::Cancelled,
             (None, false) if self.choices.iter().any(|choice| choice.ending == Some(Ending::Credit)) => Finish::Credit,
             (None, false) if self.choices.iter().all(|choice| choice.ending == Some(Ending::Length)) => Finish::Length,
             _ => Finish::Stop,
         };
-        self.platform.reconciler.engine.add(self.account.as_str(), &self.base, quantities);
         let charge = self.credit.take().and_then(|credit| credit.settle(&quantities, finish));
-        let settled = self.platform.journal.settle(&self.id, quantities, finish, charge);
-        let settled = in_time(async { Ok(settled.await?) }).await;
+        let settled = tokio::spawn(self.write_end(quantities, finish, charge));
+        let settled = in_time(async { Ok(settled.await.map_err(ApiError::internal)??) }).await;
         self.platform.metrics.end_to_end(self.started.elapsed());
         let Some(client) = self.client.take() else {
             if let Err(error) = settled {
@@ -307,16 +315,36 @@ impl Driver {
         let pieces = match (settled, self.failure.take()) {
             (Err(error), _) => vec![Piece::Failed(error)],
             // Another server took this one for dead and closed the row at its last mark: what is charged is not this answer.
-            (Ok(false), _) => {
+            (Ok(Settled::Free | Settled::Before(_)), _) => {
                 vec![Piece::Failed(overloaded("the answer was closed at its last mark; send it again", RETRY_MS))]
             }
-            (Ok(true), Some(failure)) => vec![Piece::Failed(ApiError::gave_up(&failure))],
-            (Ok(true), None) => self.endings(quantities, finish),
+            (Ok(Settled::AsSaid), Some(failure)) => vec![Piece::Failed(ApiError::gave_up(&failure))],
+            (Ok(Settled::AsSaid), None) => self.endings(quantities, finish),
         };
         for piece in pieces {
             if !client.send(piece, quantities.completion_tokens).await {
                 return;
             }
+        }
+    }
+
+    /// Settles the row and tells the reconciler what the engine has counted for it, also where nobody waits for the answer any more.
+    fn write_end(
+        &self,
+        quantities: Quantities,
+        finish: Finish,
+        charge: Option<Charge>,
+    ) -> impl Future<Output = Result<Settled, BillingError>> + Send + use<> {
+        let (platform, id) = (self.platform.clone(), self.id.clone());
+        let (account, base) = (self.account.clone(), self.base.clone());
+        platform.reconciler.engine.add(account.as_str(), &base, quantities);
+        async move {
+            let settled = platform.journal.end(&id, quantities, finish, charge).await?;
+            let unbilled = platform.reconciler.engine.settled(account.as_str(), &base, quantities, settled);
+            if settled != Settled::AsSaid {
+                tracing::warn!(request = %id, unbilled, ?settled, "a request's row was closed otherwise; this was computed and not charged");
+            }
+            Ok(settled)
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use billing::{Journal, Quantities};
 use platform::RequestId;
 use tokio::sync::oneshot::Receiver;
+use tokio::sync::oneshot::error::TryRecvError;
 
 /// A mark is made after so many tokens or so much time, whichever comes first.
 const TOKENS: u64 = 32;
@@ -17,7 +18,7 @@ pub struct Marks {
     /// Completion tokens of the last mark that is durable.
     durable: u64,
     /// The mark that is being written.
-    handed_in: Option<(u64, Receiver<()>)>,
+    handed_in: Option<(u64, Receiver<bool>)>,
     last: Instant,
 }
 
@@ -26,29 +27,37 @@ impl Marks {
         Self { durable: 0, handed_in: None, last: Instant::now() }
     }
 
-    /// Marks where it is time; returns when the answer may go on.
-    pub async fn keep_up(&mut self, journal: &Journal, id: &RequestId, quantities: Quantities) {
+    /// Marks where it is time; returns when the answer may go on. False: it may not, since a mark has found the row closed.
+    pub async fn keep_up(&mut self, journal: &Journal, id: &RequestId, quantities: Quantities) -> bool {
         let tokens = quantities.completion_tokens;
-        self.look(tokens >= self.durable + AHEAD).await;
+        if !self.look(tokens >= self.durable + AHEAD).await {
+            return false;
+        }
         if self.handed_in.is_some() || (tokens < self.durable + TOKENS && self.last.elapsed() < EVERY) {
-            return;
+            return true;
         }
         self.last = Instant::now();
         match journal.mark(id, quantities) {
             Ok(written) => self.handed_in = Some((tokens, written)),
             Err(error) => tracing::warn!(request = %id, %error, "a request's row could not be marked"),
         }
+        true
     }
 
-    /// Whether the mark that was handed in is durable; waits until it is where it must be.
-    async fn look(&mut self, must_be: bool) {
-        let Some((tokens, written)) = &mut self.handed_in else { return };
-        if must_be {
-            let _ = written.await;
-        } else if written.try_recv().is_err_and(|error| error == tokio::sync::oneshot::error::TryRecvError::Empty) {
-            return;
-        }
+    /// Looks whether the mark that was handed in is durable; waits until it is where it must be. False: the row was closed.
+    async fn look(&mut self, must_be: bool) -> bool {
+        let Some((tokens, written)) = &mut self.handed_in else { return true };
+        // A writer that is gone knows nothing of the row.
+        let open = if must_be {
+            written.await.unwrap_or(true)
+        } else {
+            match written.try_recv() {
+                Err(TryRecvError::Empty) => return true,
+                answered => answered.unwrap_or(true),
+            }
+        };
         self.durable = *tokens;
         self.handed_in = None;
+        open
     }
 }
