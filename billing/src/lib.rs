@@ -39,7 +39,7 @@ pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
 pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
 pub use price::{GB, HIGHEST, MONTH_HOURS, NewPrice, Price, Prices, Rates};
 pub use purge::{Purge, Purged};
-pub use reconcile::{Difference, EngineCounts, Reconciliation, reconcile};
+pub use reconcile::{Difference, EngineCounts, Extent, Reconciliation, reconcile};
 pub use rerate::{RerateOutcome, Rerated, Rerating};
 pub use rules::{Book, Command, Credit, LARGEST, Nano, Refusal, Reservation, Standing, decide};
 pub use statement::{ChargeLine, CorrectionLine, CreditLine, Statement, StorageLine};

@@ -145,8 +145,8 @@ mod tests {
     use super::*;
     use crate::testing::{account, journal, request};
     use crate::{
-        Attempt, DeliveryKind, DeliveryState, EngineCounts, Finish, Journal, Limit, LimitScope, Limits, NewDelivery,
-        Outbox, Quantities, Spender, reconcile,
+        Attempt, DeliveryKind, DeliveryState, EngineCounts, Extent, Finish, Journal, Limit, LimitScope, Limits,
+        NewDelivery, Outbox, Quantities, Spender, reconcile,
     };
 
     async fn execute(db: &Db, sql: String) {
@@ -298,7 +298,7 @@ mod tests {
             (0..2).for_each(|at| {
                 engine.add("acme", "mini", Quantities { prompt_tokens: 3, cached_tokens: 1, completion_tokens: at })
             });
-            let found = reconcile(&alive, &engine, 0).await.unwrap();
+            let found = reconcile(&alive, &engine, 0, Extent::Whole).await.unwrap();
             assert_eq!(found.differences, 0, "{found:?}");
             assert!(found.compared > 20, "{found:?}");
         }

@@ -1,20 +1,22 @@
 //! The reconciler: what is written in several places must say the same.
 //!
-//! It compares, for every account, model and hour, the rows of requests with the sums of usage, and for every account the costs of
-//! the rows, of storage as of requests, with the ledger's revenue, corrections with its adjustments, the ledger's books with the balances and reservations that follow from them, and what this
-//! server's engines have counted with what it has settled. Requests that settle while it looks are no difference: all is read in
-//! one snapshot.
+//! It compares, for every account, model and hour, the rows of requests with the sums of usage and with what the ledger charged for
+//! them; storage's hours with the ledger's charges, corrections with its adjustments; the ledger's transactions with what they are for;
+//! balances and reservations with the books that they follow from; statements with the ledger and with the rows; and what this
+//! server's engines have counted with what it has settled. What settles while it looks is no difference: it reads in snapshots.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use platform::DbTransaction;
-use platform::units::{HOUR_MS, now_ms};
+use platform::units::{HOUR_MS, Month, now_ms};
+use platform::{AccountName, Db, DbTransaction};
 use sqlx::Row;
 
+use crate::journal::account_of;
 use crate::price::COST_SQL;
 use crate::rules::Nano;
+use crate::statement::Statement;
 use crate::storage;
 use crate::{BillingError, Journal, Quantities, Settled};
 
@@ -142,22 +144,37 @@ impl EngineCounts {
     }
 }
 
-/// Compares everything from the hour of `since_ms` on; the ledger's books always as a whole.
+/// How much of the books a look covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// What began since a moment: costs by what has happened since.
+    Since,
+    /// Also the balances, made from the ledger's first transaction on, and the statements: costs by all that ever happened.
+    Whole,
+}
+
+/// Compares what began in the hour of `since_ms` or later.
 pub async fn reconcile(
     journal: &Journal,
     engine: &EngineCounts,
     since_ms: i64,
+    extent: Extent,
 ) -> Result<Reconciliation, BillingError> {
     let mut found = Reconciliation { at_ms: now_ms(), ..Reconciliation::default() };
     let counted = if journal.is_silent() { None } else { settled_counts(journal, engine).await? };
     let mut snapshot = journal.db().snapshot().await?;
     let hour = since_ms.div_euclid(HOUR_MS);
-    usage_and_requests(&mut snapshot, hour, &mut found).await?;
-    requests_and_ledger(&mut snapshot, hour * HOUR_MS, &mut found).await?;
+    requests_usage_and_ledger(&mut snapshot, hour, &mut found).await?;
     storage_and_ledger(&mut snapshot, hour, &mut found).await?;
     corrections_and_ledger(&mut snapshot, hour * HOUR_MS, &mut found).await?;
-    books(&mut snapshot, &mut found).await?;
+    transactions(&mut snapshot, hour * HOUR_MS, &mut found).await?;
+    if extent == Extent::Whole {
+        balances(&mut snapshot, &mut found).await?;
+    }
     snapshot.rollback().await?;
+    if extent == Extent::Whole {
+        statements(journal.db(), hour * HOUR_MS, &mut found).await?;
+    }
     if let Some((engine, usage)) = counted {
         found.compare_engine(&engine, &usage);
     }
@@ -225,34 +242,37 @@ async fn sums<const N: usize>(
     Ok(sums)
 }
 
-async fn usage_and_requests(
+/// The rows of requests, the sums of usage, and what the ledger charged for each row.
+async fn requests_usage_and_ledger(
     snapshot: &mut DbTransaction,
     hour: i64,
     found: &mut Reconciliation,
 ) -> Result<(), BillingError> {
-    const COLUMNS: [&str; 5] = ["requests", "prompt", "cached", "completion", "cost"];
-    let sum = |column: &str, name: &str| format!("CAST(SUM({column}) AS BIGINT) AS {name}");
+    let sum = |column: &str, name: &str| format!("CAST(COALESCE(SUM({column}), 0) AS BIGINT) AS {name}");
+    let tokens =
+        [sum("prompt_tokens", "prompt"), sum("cached_tokens", "cached"), sum("completion_tokens", "completion")];
+    let tokens = tokens.join(", ");
+    let subject = "account || ' ' || base || ' ' || CAST(hour AS TEXT) AS subject";
     let usage = format!(
-        "SELECT account || ' ' || base || ' ' || CAST(hour AS TEXT) AS subject, {}, {}, {}, {}, {} FROM usage_hours \
-         WHERE hour >= $1 GROUP BY account, base, hour",
+        "SELECT {subject}, {}, {tokens}, {} FROM (SELECT u.* FROM accounts a JOIN usage_hours u ON u.account = a.name \
+         AND u.hour >= $1) AS counted GROUP BY account, base, hour",
         sum("requests", "requests"),
-        sum("prompt_tokens", "prompt"),
-        sum("cached_tokens", "cached"),
-        sum("completion_tokens", "completion"),
         sum("cost", "cost")
     );
     let requests = format!(
-        "SELECT account || ' ' || base || ' ' || CAST(hour AS TEXT) AS subject, COUNT(*) AS requests, {}, {}, {}, {} FROM \
+        "SELECT {subject}, COUNT(*) AS requests, {tokens}, {}, {} FROM \
          (SELECT r.account, r.base, r.started_ms / {HOUR_MS} AS hour, r.prompt_tokens, r.cached_tokens, r.completion_tokens, \
-         {COST_SQL} AS cost FROM requests r LEFT JOIN prices p ON p.version = r.price_version \
-         WHERE r.finish <> 'running' AND r.instance IS NOT NULL AND r.started_ms >= $1) AS settled GROUP BY account, base, hour",
-        sum("prompt_tokens", "prompt"),
-        sum("cached_tokens", "cached"),
-        sum("completion_tokens", "completion"),
-        sum("cost", "cost")
+         {COST_SQL} AS cost, e.amount AS revenue FROM accounts a JOIN requests r ON r.account = a.name AND r.started_ms >= $1 \
+         LEFT JOIN prices p ON p.version = r.price_version \
+         LEFT JOIN ledger_entries e ON e.transaction_id = 'settle ' || r.id AND e.book = 'revenue' \
+         WHERE r.finish <> 'running' AND r.instance IS NOT NULL) AS settled GROUP BY account, base, hour",
+        sum("cost", "cost"),
+        sum("revenue", "revenue")
     );
-    let usage = sums(snapshot, usage, hour, COLUMNS).await?;
-    let requests = sums(snapshot, requests, hour * HOUR_MS, COLUMNS).await?;
+    let usage = sums(snapshot, usage, hour, ["requests", "prompt", "cached", "completion", "cost"]).await?;
+    let requests =
+        sums(snapshot, requests, hour * HOUR_MS, ["requests", "prompt", "cached", "completion", "cost", "revenue"])
+            .await?;
     const CHECKS: [&str; 5] = [
         "usage = requests, requests",
         "usage = requests, prompt",
@@ -263,28 +283,8 @@ async fn usage_and_requests(
     for (check, (usage, requests)) in CHECKS.iter().zip(usage.iter().zip(&requests)) {
         found.compare_all(check, usage, requests);
     }
-    Ok(())
-}
-
-/// Each request's row and the ledger's transaction that charges it.
-async fn requests_and_ledger(
-    snapshot: &mut DbTransaction,
-    since_ms: i64,
-    found: &mut Reconciliation,
-) -> Result<(), BillingError> {
-    let requests = format!(
-        "SELECT account AS subject, CAST(SUM(cost) AS BIGINT) AS cost FROM (SELECT r.account, {COST_SQL} AS cost \
-         FROM requests r LEFT JOIN prices p ON p.version = r.price_version \
-         WHERE r.finish <> 'running' AND r.instance IS NOT NULL AND r.started_ms >= $1) AS settled GROUP BY account"
-    );
-    // By the request's row, so that both sides cover the same ones.
-    let ledger = "SELECT t.account AS subject, CAST(SUM(e.amount) AS BIGINT) AS cost FROM requests r \
-         JOIN ledger_transactions t ON t.id = 'settle ' || r.id \
-         JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'revenue' \
-         WHERE r.finish <> 'running' AND r.started_ms >= $1 GROUP BY t.account";
-    let [requests] = sums(snapshot, requests, since_ms, ["cost"]).await?;
-    let [ledger] = sums(snapshot, ledger.to_owned(), since_ms, ["cost"]).await?;
-    found.compare_all("requests = ledger, cost", &requests, &ledger);
+    let [.., cost, revenue] = &requests;
+    found.compare_all("requests = ledger, cost", cost, revenue);
     Ok(())
 }
 
@@ -301,10 +301,6 @@ async fn storage_and_ledger(
          WHERE s.hour >= $1 GROUP BY t.account";
     let [ledger] = sums(snapshot, ledger.to_owned(), hour, ["cost"]).await?;
     found.compare_all("storage = ledger, cost", &rows, &ledger);
-    let orphans = "SELECT t.account AS subject, COUNT(*) AS charges FROM ledger_transactions t \
-         LEFT JOIN storage_hours s ON s.id = t.id WHERE t.kind = 'charge' AND t.created_ms >= $1 AND s.id IS NULL GROUP BY t.account";
-    let [orphans] = sums(snapshot, orphans.to_owned(), hour * HOUR_MS, ["charges"]).await?;
-    found.compare_all("every charge of storage has its row", &orphans, &BTreeMap::new());
     Ok(())
 }
 
@@ -329,26 +325,150 @@ async fn corrections_and_ledger(
     Ok(())
 }
 
-/// The books and what follows from them.
-async fn books(snapshot: &mut DbTransaction, found: &mut Reconciliation) -> Result<(), BillingError> {
+/// What every transaction of the ledger must keep by itself.
+async fn transactions(
+    snapshot: &mut DbTransaction,
+    since_ms: i64,
+    found: &mut Reconciliation,
+) -> Result<(), BillingError> {
+    const RECENT: &str = "accounts a JOIN ledger_transactions t ON t.account = a.name AND t.created_ms >= $1";
+    let wrong = [
+        (
+            "every transaction sums to zero",
+            format!(
+                "SELECT t.account || ' ' || t.id AS subject, CAST(SUM(e.amount) AS BIGINT) AS wrong FROM {RECENT} \
+                 JOIN ledger_entries e ON e.transaction_id = t.id GROUP BY t.account, t.id HAVING SUM(e.amount) <> 0"
+            ),
+        ),
+        // A second charge for a request, or one for none, may balance and still be wrong.
+        (
+            "every settlement has its request",
+            format!(
+                "SELECT t.account || ' ' || t.id AS subject, CAST(1 AS BIGINT) AS wrong FROM {RECENT} \
+                 LEFT JOIN requests r ON r.id = SUBSTR(t.id, 8) WHERE t.kind = 'settle' AND t.outcome = 'done' AND (r.id IS NULL \
+                 OR t.id <> 'settle ' || r.id OR r.account <> t.account OR r.finish = 'running' OR r.instance IS NULL)"
+            ),
+        ),
+        (
+            "every charge of storage has its row",
+            format!(
+                "SELECT t.account || ' ' || t.id AS subject, CAST(1 AS BIGINT) AS wrong FROM {RECENT} \
+                 LEFT JOIN storage_hours s ON s.id = t.id WHERE t.kind = 'charge' AND s.id IS NULL"
+            ),
+        ),
+    ];
+    for (check, sql) in wrong {
+        let [wrong] = sums(snapshot, sql, since_ms, ["wrong"]).await?;
+        found.compared += 1;
+        found.compare_all(check, &wrong, &BTreeMap::new());
+    }
+    Ok(())
+}
+
+/// Balances and reservations, and the books that they follow from.
+async fn balances(snapshot: &mut DbTransaction, found: &mut Reconciliation) -> Result<(), BillingError> {
     let book = |book: &str| {
         format!(
             "SELECT t.account AS subject, CAST(SUM(e.amount) AS BIGINT) AS amount FROM ledger_entries e \
              JOIN ledger_transactions t ON t.id = e.transaction_id WHERE e.book = '{book}' AND t.created_ms >= $1 GROUP BY t.account"
         )
     };
-    let [available] = sums(snapshot, book("available"), 0, ["amount"]).await?;
-    let [held] = sums(snapshot, book("held"), 0, ["amount"]).await?;
+    let [available] = sums(snapshot, book("available"), i64::MIN, ["amount"]).await?;
+    let [held] = sums(snapshot, book("held"), i64::MIN, ["amount"]).await?;
     let balances = "SELECT account AS subject, available AS amount FROM balances WHERE $1 = 0".to_owned();
     let [balances] = sums(snapshot, balances, 0, ["amount"]).await?;
     let reservations = "SELECT account AS subject, CAST(SUM(amount) AS BIGINT) AS amount FROM reservations WHERE $1 = 0 GROUP BY account";
     let [reservations] = sums(snapshot, reservations.to_owned(), 0, ["amount"]).await?;
     found.compare_all("ledger = balance, available", &available, &balances);
     found.compare_all("ledger = reservations, held", &held, &reservations);
-    let unbalanced = "SELECT transaction_id AS subject, CAST(SUM(amount) AS BIGINT) AS amount FROM ledger_entries \
-         WHERE $1 = 0 GROUP BY transaction_id HAVING SUM(amount) <> 0";
-    let [unbalanced] = sums(snapshot, unbalanced.to_owned(), 0, ["amount"]).await?;
-    found.compare_all("every transaction sums to zero", &unbalanced, &BTreeMap::<String, Nano>::new());
+    Ok(())
+}
+
+/// The statements of the months since `since_ms`, of all accounts in which something happened: an account after the other, each in a
+/// snapshot of its own, so that none stays open for long.
+async fn statements(db: &Db, since_ms: i64, found: &mut Reconciliation) -> Result<(), BillingError> {
+    let active = "SELECT a.name AS account FROM accounts a WHERE EXISTS \
+         (SELECT 1 FROM ledger_transactions t WHERE t.account = a.name AND t.created_ms >= $1) \
+         OR EXISTS (SELECT 1 FROM requests r WHERE r.account = a.name AND r.finished_ms >= $1) ORDER BY a.name";
+    let rows = sqlx::query(active).bind(Month::of_ms(since_ms).start_ms()).fetch_all(db.pool()).await?;
+    for row in rows {
+        let account = account_of(&row)?;
+        let mut month = Month::of_ms(since_ms);
+        while month.start_ms() <= found.at_ms {
+            let mut snapshot = db.snapshot().await?;
+            match statement_and_books(&mut snapshot, &account, month, found).await {
+                // Nobody gets to see it.
+                Err(error @ BillingError::StatementTooLong { .. }) => tracing::warn!(%account, %error, "not compared"),
+                compared => compared?,
+            }
+            snapshot.rollback().await?;
+            month = Month::of_ms(month.end_ms());
+        }
+    }
+    Ok(())
+}
+
+/// One statement with the ledger's entries and with the rows of the requests that were charged, or ended free, in its month.
+async fn statement_and_books(
+    snapshot: &mut DbTransaction,
+    account: &AccountName,
+    month: Month,
+    found: &mut Reconciliation,
+) -> Result<(), BillingError> {
+    let statement = Statement::read(snapshot, account, month).await?;
+    let subject = |part: &str| format!("{account} {month}{part}");
+    found.compare("statement, lines = balance", &subject(""), statement.opening + statement.moved(), statement.closing);
+
+    let revenue = "SELECT t.kind AS subject, CAST(SUM(e.amount) AS BIGINT) AS amount FROM ledger_transactions t \
+         JOIN ledger_entries e ON e.transaction_id = t.id AND e.book = 'revenue' \
+         WHERE t.account = $1 AND t.created_ms >= $2 AND t.created_ms < $3 GROUP BY t.kind";
+    // By the rows, and not from the ledger on, as the statement does it; a row is closed at about the time at which it is charged.
+    let requests = format!(
+        "SELECT r.base AS subject, COUNT(*) AS requests, CAST(SUM(r.prompt_tokens) AS BIGINT) AS prompt, \
+         CAST(SUM(r.cached_tokens) AS BIGINT) AS cached, CAST(SUM(r.completion_tokens) AS BIGINT) AS completion \
+         FROM requests r LEFT JOIN ledger_transactions t ON t.id = 'settle ' || r.id AND t.outcome = 'done' \
+         WHERE r.account = $1 AND r.finished_ms >= $2 - {HOUR_MS} AND r.finished_ms < $3 + {HOUR_MS} \
+         AND COALESCE(t.created_ms, r.finished_ms) >= $2 AND COALESCE(t.created_ms, r.finished_ms) < $3 GROUP BY r.base"
+    );
+    let mut read = async |sql: String| {
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str());
+        query.bind(month.start_ms()).bind(month.end_ms()).fetch_all(&mut **snapshot).await
+    };
+    let mut charged: BTreeMap<String, i64> = BTreeMap::new();
+    for row in read(revenue.to_owned()).await? {
+        charged.insert(row.try_get("subject")?, row.try_get("amount")?);
+    }
+    let revenue = |kind: &str| charged.get(kind).copied().unwrap_or(0);
+    let lines: Nano = statement.charges.iter().map(|line| -line.amount).sum();
+    found.compare("statement = ledger, requests", &subject(""), lines, revenue("settle"));
+    let lines: Nano = statement.storage.iter().map(|line| -line.amount).sum();
+    found.compare("statement = ledger, storage", &subject(""), lines, revenue("charge"));
+
+    let mut stated = Sums::default();
+    for line in &statement.charges {
+        let subject = subject(&format!(" {}", line.model.as_deref().unwrap_or("(no row)")));
+        let used = line.quantities;
+        let tokens = [used.prompt_tokens, used.cached_tokens, used.completion_tokens].map(|count| count as i64);
+        for (sums, count) in stated.iter_mut().zip(std::iter::once(line.requests).chain(tokens)) {
+            *sums.entry(subject.clone()).or_default() += count;
+        }
+    }
+    let mut rows = Sums::default();
+    for row in read(requests).await? {
+        let subject = subject(&format!(" {}", row.try_get::<&str, _>("subject")?));
+        for (sums, column) in rows.iter_mut().zip(["requests", "prompt", "cached", "completion"]) {
+            sums.insert(subject.clone(), row.try_get(column)?);
+        }
+    }
+    const CHECKS: [&str; 4] = [
+        "statement = requests, requests",
+        "statement = requests, prompt",
+        "statement = requests, cached",
+        "statement = requests, completion",
+    ];
+    for (check, (stated, rows)) in CHECKS.iter().zip(stated.iter().zip(&rows)) {
+        found.compare_all(check, stated, rows);
+    }
     Ok(())
 }
 
@@ -379,7 +499,7 @@ mod tests {
             let (second, _) = journal(&db).await;
             second.bury(&second.others(None).await.unwrap()).await.unwrap();
             // The server does not know yet, and its request still runs: no alarm.
-            let look = async || reconcile(&first, &engine, 0).await.unwrap();
+            let look = async || reconcile(&first, &engine, 0, Extent::Whole).await.unwrap();
             assert_eq!(look().await.listed, []);
             engine.add("acme", "mini", used(90));
             let settled = first.end(&buried.id, used(90), Finish::Stop, None).await.unwrap();

@@ -103,18 +103,36 @@ impl Ledger {
     }
 
     pub async fn statement(&self, account: &AccountName, month: Month) -> Result<Statement, BillingError> {
+        Statement::read(&mut self.db().snapshot().await?, account, month).await
+    }
+}
+
+impl Statement {
+    pub(crate) async fn read(
+        transaction: &mut DbTransaction,
+        account: &AccountName,
+        month: Month,
+    ) -> Result<Self, BillingError> {
         let (from, to) = (month.start_ms(), month.end_ms());
         let is_final = now_ms() >= to + FINAL_AFTER_MS;
-        let mut transaction = self.db().snapshot().await?;
         // Counted back from what there is now: what happened before is read by nobody, however much it is.
-        let now = posted_in(&mut transaction, account).await?;
-        let closing = now - moved(&mut transaction, account, to, i64::MAX).await?;
-        let opening = closing - moved(&mut transaction, account, from, to).await?;
-        let credits = credits(&mut transaction, account, month).await?;
-        let charges = charges(&mut transaction, account, from, to).await?;
-        let storage = storage(&mut transaction, account, month).await?;
-        let corrections = corrections(&mut transaction, account, month).await?;
-        Ok(Statement { month, is_final, opening, credits, charges, storage, corrections, closing })
+        let now = posted_in(transaction, account).await?;
+        let closing = now - moved(transaction, account, to, i64::MAX).await?;
+        let opening = closing - moved(transaction, account, from, to).await?;
+        let credits = credits(transaction, account, month).await?;
+        let charges = charges(transaction, account, from, to).await?;
+        let storage = storage(transaction, account, month).await?;
+        let corrections = corrections(transaction, account, month).await?;
+        Ok(Self { month, is_final, opening, credits, charges, storage, corrections, closing })
+    }
+
+    /// The sum of all lines.
+    pub fn moved(&self) -> Nano {
+        let credits: Nano = self.credits.iter().map(|line| line.amount).sum();
+        let charges: Nano = self.charges.iter().map(|line| line.amount).sum();
+        let storage: Nano = self.storage.iter().map(|line| line.amount).sum();
+        let corrections: Nano = self.corrections.iter().map(|line| line.amount).sum();
+        credits + charges + storage + corrections
     }
 }
 
@@ -309,13 +327,6 @@ mod tests {
 
     const USED: Quantities = Quantities { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 3 };
 
-    fn lines(statement: &Statement) -> Nano {
-        let credits: Nano = statement.credits.iter().map(|line| line.amount).sum();
-        let storage: Nano = statement.storage.iter().map(|line| line.amount).sum();
-        let corrections: Nano = statement.corrections.iter().map(|line| line.amount).sum();
-        credits + statement.charges.iter().map(|line| line.amount).sum::<Nano>() + storage + corrections
-    }
-
     /// Puts a transaction, or a request with its charge, into another month.
     async fn at(db: &Db, table: &str, column: &str, id: &str, ms: i64) {
         let sql = format!("UPDATE {table} SET {column} = $2 WHERE id = $1");
@@ -384,7 +395,7 @@ mod tests {
         while month <= months[2] {
             let statement = ledger.statement(&account, month).await.unwrap();
             assert_eq!(statement.opening, before, "{month}");
-            assert_eq!(statement.opening + lines(&statement), statement.closing, "{month}");
+            assert_eq!(statement.opening + statement.moved(), statement.closing, "{month}");
             let is_listed = months.contains(&month);
             assert_eq!((statement.credits.len(), statement.charges.len()), if is_listed { (10, 3) } else { (0, 0) });
             assert!(statement.is_final);
@@ -420,7 +431,7 @@ mod tests {
             journal.settle(&request.id, USED, Finish::Stop, Some(charge)).await.unwrap();
             sqlx::query("DELETE FROM requests").execute(db.pool()).await.unwrap();
             let statement = ledger.statement(&account, Month::of_ms(now_ms())).await.unwrap();
-            assert_eq!((statement.opening, statement.closing, lines(&statement)), (0, -10, -10));
+            assert_eq!((statement.opening, statement.closing, statement.moved()), (0, -10, -10));
             assert_eq!((statement.charges[0].model.as_deref(), statement.is_final), (None, false));
         }
     }

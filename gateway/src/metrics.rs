@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use billing::Reconciliation;
+use crate::reconciler::Found;
 use serving_engine::Stats;
 
 /// Upper bounds of the latency buckets, in seconds.
@@ -69,7 +69,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus scrapes.
-    pub fn text(&self, stats: &Stats, books: Option<&Reconciliation>, unbilled_tokens: u64) -> String {
+    pub fn text(&self, stats: &Stats, books: &Found, unbilled_tokens: u64) -> String {
         let mut out = String::new();
         let used = if stats.pages_total == 0 { 0.0 } else { stats.pages_used as f64 / stats.pages_total as f64 };
         let mut number = |name: &str, kind: &str, help: &str, value: f64| {
@@ -112,18 +112,22 @@ impl Metrics {
         let help =
             "Tokens computed for requests whose rows were closed otherwise, as after others took this server for dead";
         number("myriad_unbilled_tokens_total", "counter", help, unbilled_tokens as f64);
-        if let Some(books) = books {
+        if let Some(last) = &books.last {
             let name = "myriad_reconciliation_differences";
             number(
                 name,
                 "gauge",
                 "Places where the books do not agree; anything but 0 is an alarm",
-                books.differences as f64,
+                books.differences() as f64,
             );
             let name = "myriad_reconciliation_compared";
-            number(name, "gauge", "Comparisons of the last reconciliation", books.compared as f64);
-            let at = books.at_ms as f64 / 1e3;
+            number(name, "gauge", "Comparisons of the last reconciliation", last.compared as f64);
+            let at = last.at_ms as f64 / 1e3;
             number("myriad_reconciliation_timestamp_seconds", "gauge", "When it was, in Unix time", at);
+        }
+        if let Some(whole) = &books.whole {
+            let (name, at) = ("myriad_reconciliation_whole_timestamp_seconds", whole.at_ms as f64 / 1e3);
+            number(name, "gauge", "When balances and statements were compared last, in Unix time", at);
         }
         self.with(|latencies| {
             latencies.first_token.write("vllm:time_to_first_token_seconds", "Time to first token", &mut out);

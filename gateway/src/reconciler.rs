@@ -3,34 +3,61 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use billing::{EngineCounts, Reconciliation, reconcile};
-use platform::units::{DAY_MS, now_ms};
+use billing::{EngineCounts, Extent, Reconciliation, reconcile};
+use platform::units::{DAY_MS, HOUR_MS, now_ms};
 
 use crate::error::ApiError;
 use crate::state::Platform;
 
 const EVERY: Duration = Duration::from_secs(60);
-/// Days that the running check looks back; more on demand.
-const DAYS: i64 = 1;
+/// What began so long ago is looked at every time.
+const RECENT_MS: i64 = 2 * HOUR_MS;
+/// Every so many looks, the first among them, go back a day and cover everything.
+const WHOLE_EVERY: u32 = 60;
 
 #[derive(Debug, Default)]
 pub struct Reconciler {
     pub engine: EngineCounts,
-    last: Mutex<Option<Reconciliation>>,
+    found: Mutex<Found>,
+}
+
+/// What was found last.
+#[derive(Debug, Default, Clone)]
+pub struct Found {
+    /// By any look.
+    pub last: Option<Reconciliation>,
+    /// By one that covered everything.
+    pub whole: Option<Reconciliation>,
+}
+
+impl Found {
+    /// Differences of either; what both have found counts once, as far as one of them has nothing else.
+    pub fn differences(&self) -> u64 {
+        [&self.last, &self.whole].into_iter().flatten().map(|found| found.differences).max().unwrap_or(0)
+    }
 }
 
 impl Reconciler {
-    pub fn last(&self) -> Option<Reconciliation> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn found(&self) -> Found {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub async fn look(&self, platform: &Platform, days: i64) -> Result<Reconciliation, ApiError> {
-        let found = reconcile(&platform.journal, &self.engine, now_ms() - days * DAY_MS).await?;
+    /// Looks at all that began in the last days, and at everything that does not go by days.
+    pub async fn look(&self, platform: &Platform, days: u16) -> Result<(), ApiError> {
+        self.look_since(platform, now_ms() - i64::from(days) * DAY_MS, Extent::Whole).await
+    }
+
+    async fn look_since(&self, platform: &Platform, since_ms: i64, extent: Extent) -> Result<(), ApiError> {
+        let found = reconcile(&platform.journal, &self.engine, since_ms, extent).await?;
         for difference in &found.listed {
             tracing::error!(?difference, "the books differ");
         }
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.clone());
-        Ok(found)
+        let mut kept = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        if extent == Extent::Whole {
+            kept.whole = Some(found.clone());
+        }
+        kept.last = Some(found);
+        Ok(())
     }
 }
 
@@ -38,10 +65,15 @@ impl Reconciler {
 pub fn run(platform: &Arc<Platform>) {
     let platform = Arc::downgrade(platform);
     tokio::spawn(async move {
-        loop {
+        for look in 0_u32.. {
             tokio::time::sleep(EVERY).await;
             let Some(platform) = platform.upgrade() else { return };
-            if let Err(error) = platform.reconciler.look(&platform, DAYS).await {
+            let looked = if look % WHOLE_EVERY == 0 {
+                platform.reconciler.look(&platform, 1).await
+            } else {
+                platform.reconciler.look_since(&platform, now_ms() - RECENT_MS, Extent::Since).await
+            };
+            if let Err(error) = looked {
                 tracing::warn!(?error, "the books could not be compared");
             }
         }

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.books, pytest.mark.waits]
 def stream(server, ended: list) -> None:
     """How many tokens came, under which id, and whether it ended with an error."""
     body = {
-        "model": "myriad-mini", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 3000, "ignore_eos": True,
+        "model": "myriad-mini", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 1900, "ignore_eos": True,
         "logprobs": True, "stream": True,
     }
     tokens, request, error = 0, None, None

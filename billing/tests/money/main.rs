@@ -5,6 +5,7 @@ mod expiring;
 mod journal;
 mod ledger;
 mod model;
+mod reconcile;
 mod rerate;
 mod simulation;
 mod storage;

@@ -1,61 +1,19 @@
 //! Rating again: the difference is posted once, rows stay, and nothing is taken that is not there.
 
-use billing::{
-    Book, EngineCounts, Fault, Finish, Ledger, Nano, NewPrice, NewRequest, Price, Prices, Quantities, Rates, Refusal,
-    RerateOutcome, Rerated, Rerating, reconcile,
-};
+use billing::{Book, Extent, Fault, Ledger, Nano, Refusal, RerateOutcome, Rerated, Rerating, reconcile};
+use platform::AccountName;
 use platform::testing::databases;
 use platform::units::{Month, now_ms};
-use platform::{AccountName, Db};
 
-use crate::support::{Server, account, faults, prepaid, request, spender};
-
-struct Shop {
-    server: Server,
-    prices: Prices,
-    engine: EngineCounts,
-}
+use crate::support::{Shop, account, faults, prepaid};
 
 impl Shop {
-    async fn open(db: &Db) -> Self {
-        let (server, prices) = (Server::start(db).await, Prices::open(db.clone()).await.unwrap());
-        Self { server, prices, engine: EngineCounts::default() }
-    }
-
-    /// A price of so many nano-dollars per output token.
-    async fn price(&self, output: i64) -> Price {
-        let rates = Rates { output: output * 1_000_000, ..Rates::default() };
-        self.prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap()
-    }
-
-    /// Requests of one token each, paid for.
-    async fn use_up(&self, account: &AccountName, base: &str, price: Option<&Price>, requests: usize) {
-        let one = async || {
-            let request = NewRequest {
-                base: base.to_owned(),
-                price_version: price.map(|price| price.version),
-                ..request(account)
-            };
-            let cost = price.map_or(0, |price| price.rates.output / 1_000_000);
-            let charge = match cost {
-                0 => None,
-                cost => self.server.wallets.reserve(&spender(account), cost, cost).await.unwrap().unwrap().settle(cost),
-            };
-            self.server.journal.begin(&request).await.unwrap();
-            let used = Quantities { completion_tokens: 1, ..Quantities::default() };
-            self.engine.add(account.as_str(), base, used);
-            assert!(self.server.journal.settle(&request.id, used, Finish::Stop, charge).await.unwrap());
-        };
-        futures::future::join_all((0..requests).map(|_| one())).await;
-        self.server.wallets.give_back_all().await.unwrap();
-    }
-
     async fn rerate(&self, account: &AccountName, asked: &Rerating, apply: bool) -> Rerated {
         self.server.ledger.rerate(&self.prices, account, asked, apply).await.unwrap()
     }
 
     async fn check(&self, account: &AccountName, adjusted: Nano) {
-        let found = reconcile(&self.server.journal, &self.engine, now_ms()).await.unwrap();
+        let found = reconcile(&self.server.journal, &self.engine, now_ms(), Extent::Whole).await.unwrap();
         assert_eq!(found.differences, 0, "{found:?}");
         assert_eq!(self.server.book(account, Book::Adjustment).await, adjusted);
         let statement = self.server.ledger.statement(account, Month::of_ms(now_ms())).await.unwrap();

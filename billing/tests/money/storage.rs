@@ -1,8 +1,8 @@
 //! Storage by the hour: charged once whoever asks and whatever fails, never below zero, and the same in every place that shows it.
 
 use billing::{
-    Book, Buckets, Command, Credit, Dimension, EngineCounts, Fault, GroupBy, Ledger, NewPrice, Price, Prices, Rates,
-    Storage, Stored, reconcile,
+    Book, Buckets, Command, Credit, Dimension, EngineCounts, Extent, Fault, GroupBy, Ledger, NewPrice, Price, Prices,
+    Rates, Storage, Stored, reconcile,
 };
 use platform::testing::databases;
 use platform::units::{DAY_MS, HOUR_MS, Month, now_ms};
@@ -122,7 +122,8 @@ async fn what_a_prepaid_account_cannot_pay_is_free_and_said_everywhere() {
             assert!(server.journal.buckets(&acme, &asked).await.unwrap().is_empty(), "storage is no request");
         }
 
-        let look = async || reconcile(&server.journal, &EngineCounts::default(), now_ms()).await.unwrap();
+        let look =
+            async || reconcile(&server.journal, &EngineCounts::default(), now_ms(), Extent::Whole).await.unwrap();
         let found = look().await;
         assert!(found.differences == 0 && found.compared > 0, "{found:?}");
         let wrong = sqlx::query("UPDATE storage_hours SET byte_hours = byte_hours + 1000000000 WHERE hour = $1");

@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use billing::{
-    Charge, Command, Credit, Fault, Faults, Finish, Journal, Ledger, Limits, Nano, NewRequest, Prices, Quantities,
-    Spender, Wallets,
+    Charge, Command, Credit, EngineCounts, Fault, Faults, Finish, Journal, Ledger, Limits, Nano, NewPrice, NewRequest,
+    Price, Prices, Quantities, Rates, Spender, Wallets,
 };
 use platform::{AccountName, Db, RequestId};
 
@@ -69,6 +69,48 @@ impl Server {
 
     pub async fn book(&self, account: &AccountName, book: billing::Book) -> Nano {
         self.ledger.sums(account).await.expect("sums").get(book.name()).copied().unwrap_or(0)
+    }
+}
+
+/// A server with prices, whose engines are counted.
+pub struct Shop {
+    pub server: Server,
+    pub prices: Prices,
+    pub engine: EngineCounts,
+}
+
+impl Shop {
+    pub async fn open(db: &Db) -> Self {
+        let (server, prices) = (Server::start(db).await, Prices::open(db.clone()).await.unwrap());
+        Self { server, prices, engine: EngineCounts::default() }
+    }
+
+    /// A price of so many nano-dollars per output token.
+    pub async fn price(&self, output: i64) -> Price {
+        let rates = Rates { output: output * 1_000_000, ..Rates::default() };
+        self.prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap()
+    }
+
+    /// Requests of one token each, paid for.
+    pub async fn use_up(&self, account: &AccountName, base: &str, price: Option<&Price>, requests: usize) {
+        let one = async || {
+            let request = NewRequest {
+                base: base.to_owned(),
+                price_version: price.map(|price| price.version),
+                ..request(account)
+            };
+            let cost = price.map_or(0, |price| price.rates.output / 1_000_000);
+            let charge = match cost {
+                0 => None,
+                cost => self.server.wallets.reserve(&spender(account), cost, cost).await.unwrap().unwrap().settle(cost),
+            };
+            self.server.journal.begin(&request).await.unwrap();
+            let used = Quantities { completion_tokens: 1, ..Quantities::default() };
+            self.engine.add(account.as_str(), base, used);
+            assert!(self.server.journal.settle(&request.id, used, Finish::Stop, charge).await.unwrap());
+        };
+        futures::future::join_all((0..requests).map(|_| one())).await;
+        self.server.wallets.give_back_all().await.unwrap();
     }
 }
 

@@ -33,7 +33,7 @@ pub async fn version(platform: web::Data<Platform>) -> HttpResponse {
 pub async fn metrics(platform: web::Data<Platform>) -> HttpResponse {
     let text = platform.metrics.text(
         &platform.engine.stats(),
-        platform.reconciler.last().as_ref(),
+        &platform.reconciler.found(),
         platform.reconciler.engine.unbilled_tokens(),
     );
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)

@@ -11,7 +11,7 @@ use crate::state::Platform;
 
 #[derive(Deserialize)]
 pub struct Query {
-    /// Look now, and at so many days, in place of what was found last.
+    /// Look now, at everything that began in so many days, in place of what was found last.
     days: Option<u16>,
 }
 
@@ -20,14 +20,15 @@ pub async fn show(
     _: Operator,
     query: web::Query<Query>,
 ) -> Result<HttpResponse, ApiError> {
-    let found = match query.days {
-        Some(days) => platform.reconciler.look(&platform, i64::from(days)).await?,
-        None => match platform.reconciler.last() {
-            Some(found) => found,
-            None => platform.reconciler.look(&platform, 1).await?,
-        },
-    };
-    Ok(HttpResponse::Ok().json(shown(&found)))
+    let days = query.days.or_else(|| platform.reconciler.found().last.is_none().then_some(1));
+    if let Some(days) = days {
+        platform.reconciler.look(&platform, days).await?;
+    }
+    let found = platform.reconciler.found();
+    let mut answer = found.last.as_ref().map(shown).unwrap_or_default();
+    answer["object"] = json!("reconciliation");
+    answer["whole"] = found.whole.as_ref().map(shown).unwrap_or_default();
+    Ok(HttpResponse::Ok().json(answer))
 }
 
 fn shown(found: &Reconciliation) -> Value {
@@ -37,7 +38,6 @@ fn shown(found: &Reconciliation) -> Value {
         .map(|one| json!({ "check": one.check, "subject": one.subject, "left": one.left, "right": one.right }))
         .collect();
     json!({
-        "object": "reconciliation",
         "at_ms": found.at_ms,
         "compared": found.compared,
         "differences": found.differences,
