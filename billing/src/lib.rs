@@ -69,6 +69,8 @@ pub enum BillingError {
     IdReused(String),
     #[error("reservation {0} is closed or holds less than was to be taken from it")]
     OverReserved(String),
+    #[error("reservation {0} was closed by another server")]
+    ReservationClosed(String),
     #[error("other writers came in between, again and again: {0}")]
     Conflict(String),
     #[error("a limit is from 0 to {LARGEST} nano-dollars")]

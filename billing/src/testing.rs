@@ -30,5 +30,6 @@ pub fn request() -> NewRequest {
         adapter: Some(("acme/sql".into(), 3)),
         price_version: None,
         tag: None,
+        reservation: None,
     }
 }

@@ -237,6 +237,19 @@ impl Hold {
         self.amount
     }
 
+    /// What requests that hold this are charged to.
+    pub fn reservation(&self) -> &str {
+        &self.reservation
+    }
+
+    /// Others have closed the reservation: the next request begins with a new one.
+    pub fn is_closed(&self) {
+        let mut state = self.purse.state();
+        if state.holds(&self.reservation) {
+            state.forget();
+        }
+    }
+
     /// More credit for the same request: at least `least`, and `wanted` where there is as much. `patient`: the request has used up
     /// what it holds, and waits for others to give some back. What is got is to be [`add`](Self::add)ed.
     pub fn more(

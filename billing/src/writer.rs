@@ -50,7 +50,7 @@ pub(crate) enum Write {
 
 /// What is written to rows that are open.
 pub(crate) enum Later {
-    /// Answered with whether the row was still open.
+    /// Answered with whether the row was still open; not at all where the request's settlement overtakes it.
     Mark(RequestId, Quantities, oneshot::Sender<bool>),
     Settle(Settlement, oneshot::Sender<Result<Settled, BillingError>>),
     /// Answered when all that came before is durable or given up.
@@ -158,22 +158,28 @@ impl Writer {
         let requests: Vec<&NewRequest> = begins.iter().map(|(request, _)| request).collect();
         let written = persist(|| self.begin(&requests)).await;
         for (request, done) in begins {
-            let one = [&request];
-            let answer = match &written {
-                Ok(()) => Ok(()),
+            let refused = match &written {
+                Ok(refused) => Ok(refused.contains(request.id.as_str())),
                 // One of them cannot be written. Alone, only that one fails.
-                Err(_) => persist(|| self.begin(&one)).await,
+                Err(_) => {
+                    let one = [&request];
+                    persist(|| self.begin(&one)).await.map(|refused| !refused.is_empty())
+                }
             };
-            let _ = done.send(answer);
+            let _ = done.send(refused.and_then(|refused| match refused {
+                true => Err(BillingError::ReservationClosed(request.reservation.unwrap_or_default())),
+                false => Ok(()),
+            }));
         }
         count
     }
 
-    async fn begin(&self, requests: &[&NewRequest]) -> Result<(), BillingError> {
+    /// Returns the ids of those whose reservations are closed; they have no row.
+    async fn begin(&self, requests: &[&NewRequest]) -> Result<HashSet<String>, BillingError> {
         let mut connection = self.connection().await?;
-        self.faults.commit(begin(&mut connection, self.db.kind(), &self.instance, requests)).await?;
+        let refused = self.faults.commit(begin(&mut connection, self.db.kind(), &self.instance, requests)).await?;
         self.keep(connection);
-        Ok(())
+        Ok(refused)
     }
 
     async fn write(
@@ -290,6 +296,8 @@ struct Batch {
     settlements: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
     /// Settlements of requests that are among these already: one statement would take either of the two.
     again: Vec<(Settlement, oneshot::Sender<Result<Settled, BillingError>>)>,
+    /// The requests of all settlements.
+    ending: HashSet<RequestId>,
     /// Who waits for marks, those that a later one has replaced included.
     marking: Vec<(RequestId, oneshot::Sender<bool>)>,
     flushes: Vec<oneshot::Sender<()>>,
@@ -300,7 +308,6 @@ impl Batch {
     /// last one matters.
     fn sort(writes: Vec<Later>) -> Self {
         let mut batch = Self::default();
-        let mut ids = HashSet::new();
         for write in writes {
             match write {
                 Later::Mark(id, quantities, done) => {
@@ -309,7 +316,7 @@ impl Batch {
                 }
                 Later::Settle(settlement, done) => {
                     batch.marks.remove(&settlement.id);
-                    let first = ids.insert(settlement.id.clone());
+                    let first = batch.ending.insert(settlement.id.clone());
                     if first { &mut batch.settlements } else { &mut batch.again }.push((settlement, done));
                 }
                 Later::Flush(done) => batch.flushes.push(done),
@@ -321,9 +328,12 @@ impl Batch {
     async fn commit(mut self, writer: &Writer) {
         let again = Self { settlements: std::mem::take(&mut self.again), ..Self::default() };
         let (marking, flushes) = (std::mem::take(&mut self.marking), std::mem::take(&mut self.flushes));
+        let ending = std::mem::take(&mut self.ending);
         let closed = self.commit_firsts(writer).await;
         again.commit_each(writer).await;
-        marking.into_iter().for_each(|(id, done)| done.send(!closed.contains(&id)).unwrap_or(()));
+        // A mark that a settlement has overtaken was not written.
+        let marking = marking.into_iter().filter(|(id, _)| !ending.contains(id));
+        marking.for_each(|(id, done)| done.send(!closed.contains(&id)).unwrap_or(()));
         flushes.into_iter().for_each(|done| done.send(()).unwrap_or(()));
     }
 
@@ -403,20 +413,31 @@ impl Written {
 }
 
 /// One statement, and so a transaction of its own. A server that others took for dead opens no rows until it has said that it lives: a
-/// statement that arrives after its death would leave a row that nobody closes.
+/// statement that arrives after its death would leave a row that nobody closes. Nor does it open one on a reservation that they have
+/// closed: nothing could be charged for it. Returns the ids of such requests.
+///
+/// On PostgreSQL the server's sign of life is locked meanwhile against those who would remove it, not against its next sign: all rows
+/// that are opened before it goes are seen by who closes them.
 async fn begin(
     connection: &mut AnyConnection,
     kind: DbKind,
     instance: &str,
     begins: &[&NewRequest],
-) -> Result<(), sqlx::Error> {
+) -> Result<HashSet<String>, sqlx::Error> {
     let now = now_ms();
     let rows = padded(begins.len());
+    let locked = match kind {
+        DbKind::Sqlite => "",
+        DbKind::Postgres => "FOR KEY SHARE",
+    };
+    let columns = (1..=13).map(|column| format!("v.column{column}")).collect::<Vec<_>>().join(", ");
     let sql = format!(
         "INSERT INTO requests (id, account, key_id, endpoint, model, base, adapter, adapter_version, tag, started_ms, price_version, \
-         instance, finish) SELECT * FROM ({}) AS v \
-         WHERE EXISTS (SELECT 1 FROM instances WHERE id = v.column12) ON CONFLICT (id) DO NOTHING",
-        kind.values(rows, 13)
+         instance, finish) SELECT {columns} FROM ({}) AS v \
+         WHERE EXISTS (SELECT 1 FROM instances WHERE id = v.column12 {locked}) AND (v.column14 IS NULL \
+         OR EXISTS (SELECT 1 FROM reservations AS held WHERE held.id = v.column14 AND held.closed_ms IS NULL)) \
+         ON CONFLICT (id) DO NOTHING RETURNING id",
+        kind.values(rows, 14)
     );
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));
     for request in repeat_last(begins, rows) {
@@ -437,14 +458,24 @@ async fn begin(
             .bind(now)
             .bind(request.price_version)
             .bind(instance.to_owned())
-            .bind("running");
+            .bind("running")
+            .bind(request.reservation.clone());
     }
-    let opened = query.execute(&mut *connection).await?.rows_affected();
+    let opened = query.fetch_all(&mut *connection).await?;
+    let opened = opened.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<String>, _>>()?;
     let lives = sqlx::query("SELECT 1 FROM instances WHERE id = $1").bind(instance);
-    if opened == 0 && lives.fetch_optional(connection).await?.is_none() {
+    if opened.is_empty() && lives.fetch_optional(&mut *connection).await?.is_none() {
         return Err(sqlx::Error::Io(std::io::Error::other("other servers have taken this one for dead")));
     }
-    Ok(())
+    let mut refused = HashSet::new();
+    for request in begins.iter().filter(|request| !opened.contains(request.id.as_str())) {
+        // It may have been opened before: its answer got lost.
+        let known = sqlx::query("SELECT 1 FROM requests WHERE id = $1").bind(request.id.as_str());
+        if known.fetch_optional(&mut *connection).await?.is_none() {
+            refused.insert(request.id.to_string());
+        }
+    }
+    Ok(refused)
 }
 
 /// Returns the ids of those whose rows are open: one that another server has closed says so by its absence.

@@ -165,6 +165,9 @@ impl From<BillingError> for ApiError {
                 tracing::error!(%error, "the database does not answer");
                 overloaded("the database does not answer; try again later", 1_000)
             }
+            BillingError::ReservationClosed(_) => {
+                overloaded("the other servers took this one for dead; it begins anew, send the request again", 1_000)
+            }
             BillingError::Db(_)
             | BillingError::Missing(_)
             | BillingError::OverReserved(_)

@@ -125,6 +125,7 @@ pub fn request(account: &AccountName) -> NewRequest {
         adapter: None,
         price_version: None,
         tag: None,
+        reservation: None,
     }
 }
 

@@ -69,6 +69,16 @@ impl Credit {
         Ok(Some(credit))
     }
 
+    /// What the request is charged to.
+    pub fn reservation(&self) -> String {
+        self.hold.reservation().to_owned()
+    }
+
+    /// Others have closed what it was to be charged to.
+    pub fn is_closed(&self) {
+        self.hold.is_closed();
+    }
+
     /// Completion tokens per prompt that what is held pays for, up to `wanted`.
     fn affordable(&self, wanted: u64) -> u64 {
         let (mut low, mut high) = (self.granted, wanted.max(self.granted));

@@ -52,6 +52,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
     let adapter = row.adapter.as_ref().map(|(name, _)| name.as_str());
     let spender = Spender { account: &row.account, key_id: &row.key_id, adapter };
     let credit = Credit::open(&platform.wallets, &spender, *rates, requests, *length_given).await?;
+    row.reservation = credit.as_ref().map(Credit::reservation);
     // On a task of its own: a client that leaves now must not leave a row behind that nobody settles.
     tokio::spawn(begin(platform, start, credit, choices)).await.map_err(ApiError::internal)?
 }
@@ -62,7 +63,14 @@ async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, ch
         start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
     let overhead = start.started.elapsed();
     // The engine works on the prompt while the row is written; dropping the replies cancels it.
-    if let Err(error) = in_time(async { Ok(platform.journal.begin(&start.row).await?) }).await {
+    let begun = in_time(async {
+        let begun = platform.journal.begin(&start.row).await;
+        if let (Err(BillingError::ReservationClosed(_)), Some(credit)) = (&begun, &credit) {
+            credit.is_closed();
+        }
+        Ok(begun?)
+    });
+    if let Err(error) = begun.await {
         // It may be written yet: then it ends at once, and nothing was used.
         tokio::spawn(async move {
             let nothing = Quantities::default();

@@ -40,6 +40,7 @@ pub async fn create(
         adapter: prepare::adapter_name(&target),
         price_version: price.as_ref().map(|price| price.version),
         tag: request.common.tag.clone(),
+        reservation: None,
     };
     let frame = Frame::new(&row, &target, "text_completion");
     let prepared = Prepared {

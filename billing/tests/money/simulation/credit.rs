@@ -78,6 +78,10 @@ impl Credit {
         }
     }
 
+    pub const fn hold(&self) -> &Hold {
+        &self.hold
+    }
+
     pub fn settle(self, quantities: &Quantities, finish: Finish) -> Option<Charge> {
         self.hold.settle(self.rates.cost(quantities, finish.name()))
     }

@@ -1,6 +1,6 @@
 //! Gateways, an engine that is a stub, the real journal, wallets and ledger on a real database; and everything that goes wrong:
 //! gateways that are killed between any two steps, deliveries that come twice or late, clocks that jump, a database that fails
-//! before a commit or after it, or takes its time. In the end every token that a client got is accounted for.
+//! before a commit or after it, or takes its time; a server that others take for dead while it lives. In the end every token that a client got is accounted for.
 //!
 //! The seed decides what is asked for and what goes wrong how often. What meets what is up to the machine: threads are real.
 
@@ -101,7 +101,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 fn simulate(seed: u64, url: String, requests: u64, servers: usize) -> Report {
-    let world = runtime().block_on(World::new(seed, url, requests));
+    let world = runtime().block_on(World::new(seed, url, requests, servers));
     std::thread::scope(|scope| {
         for _ in 0..servers {
             scope.spawn(|| {
@@ -151,6 +151,8 @@ struct Life {
     quota: i64,
     workers: usize,
     clock_jumps_ms: i64,
+    /// Looks as if it had stood still, to one that starts then.
+    looks_dead_after: Option<Duration>,
 }
 
 impl Life {
@@ -161,6 +163,8 @@ impl Life {
             let steps = if kind < 2 { random.between(1, 60_000) } else { NEVER };
             let millis = if kind == 2 { random.between(1, 500) } else { NEVER };
             let quota = if kind == 3 { random.between(1, 500) } else { NEVER };
+            let looks_dead = world.buries_the_living() && random.per_mille(400);
+            let looks_dead_after = looks_dead.then(|| Duration::from_millis(random.between(1, 300)));
             let hours = if random.per_mille(250) { random.between(0, 96) as i64 - 48 } else { 0 };
             Self {
                 steps: steps as i64,
@@ -168,6 +172,7 @@ impl Life {
                 quota: quota as i64,
                 workers: random.between(1, 48) as usize,
                 clock_jumps_ms: hours * 3_600_000,
+                looks_dead_after,
             }
         })
     }
@@ -186,9 +191,18 @@ impl Life {
             }
             gateway.stop().await;
         };
+        let look_dead = async {
+            if let Some(after) = self.looks_dead_after {
+                tokio::time::sleep(after).await;
+                age(world, gateway.journal.instance()).await;
+                world.counts.taken_for_dead.fetch_add(1, Ordering::SeqCst);
+            }
+            std::future::pending::<bool>().await
+        };
         tokio::select! {
             () = work => true,
             () = gateway.killed.notified() => false,
+            never = look_dead => never,
         }
     }
 
@@ -207,8 +221,11 @@ impl Life {
             jumps.push("UPDATE instances SET seen_ms = seen_ms + $1");
         }
         for sql in jumps {
-            let jumped = sqlx::query(sql).bind(self.clock_jumps_ms).execute(db.pool()).await;
-            jumped.expect("the database answers");
+            // A server's marks take the same rows in another order: one of the two must begin again.
+            while let Err(error) = sqlx::query(sql).bind(self.clock_jumps_ms).execute(db.pool()).await {
+                let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+                assert_eq!(code.as_deref(), Some("40P01"), "{error}");
+            }
         }
     }
 }

@@ -70,12 +70,15 @@ pub struct Counts {
     pub stalled: AtomicU64,
     pub repeats: AtomicU64,
     pub clock_jumps: AtomicU64,
+    /// Servers that others were made to take for dead.
+    pub taken_for_dead: AtomicU64,
 }
 
 pub struct World {
     pub seed: u64,
     pub url: String,
     pub requests: u64,
+    pub servers: usize,
     pub counts: Counts,
     pub accounts: Vec<(AccountName, Option<(i64, Rates)>)>,
     next: AtomicU64,
@@ -87,7 +90,7 @@ pub struct World {
 }
 
 impl World {
-    pub async fn new(seed: u64, url: String, requests: u64) -> Arc<Self> {
+    pub async fn new(seed: u64, url: String, requests: u64, servers: usize) -> Arc<Self> {
         let db = Db::open(&url).await.expect("the database opens");
         let prices = Prices::open(db.clone()).await.expect("prices are read");
         let mut accounts = Vec::new();
@@ -99,6 +102,7 @@ impl World {
             seed,
             url,
             requests,
+            servers,
             counts: Counts::default(),
             accounts,
             next: AtomicU64::new(0),
@@ -113,6 +117,11 @@ impl World {
     pub fn take(&self) -> Option<u64> {
         let number = self.next.fetch_add(1, Ordering::SeqCst);
         (number < self.requests).then_some(number)
+    }
+
+    /// Whether a server may be taken for dead while it lives: by another one.
+    pub const fn buries_the_living(&self) -> bool {
+        self.servers > 1
     }
 
     pub fn is_done(&self) -> bool {
