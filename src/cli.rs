@@ -172,12 +172,23 @@ pub struct Prices {
 
 #[derive(Debug, Subcommand)]
 pub enum PricesAction {
-    /// Prices that concern this account (the default)
-    List,
+    /// Prices that concern this account (the default); for the operator, all of them
+    List(ListPrices),
     /// Set a price from now on, in dollars per million tokens, storage per GB-month; for the operator
     Set(SetPrice),
     /// Show what finished requests would have cost at another version, and with --apply post the difference; for the operator
     Rerate(Rerate),
+}
+
+#[derive(Debug, Args)]
+pub struct ListPrices {
+    /// All prices, those of other accounts and their adapters too; for the operator
+    #[arg(long)]
+    pub all: bool,
+
+    /// The operators' listener
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    pub ops_url: String,
 }
 
 #[derive(Debug, Args)]
@@ -218,24 +229,24 @@ pub struct Rerate {
 #[derive(Debug, Args)]
 pub struct SetPrice {
     /// Prompt tokens
-    #[arg(long, value_name = "USD")]
-    pub input: f64,
+    #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_cost)]
+    pub input: i64,
 
     /// Prompt tokens that the prefix cache had [default: as other prompt tokens]
-    #[arg(long, value_name = "USD")]
-    pub cached_input: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_cost)]
+    pub cached_input: Option<i64>,
 
     /// Generated tokens
-    #[arg(long, value_name = "USD")]
-    pub output: f64,
+    #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_cost)]
+    pub output: i64,
 
     /// Tokens that an adapter is trained on [default: what a wider price says]
-    #[arg(long, value_name = "USD")]
-    pub training: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_cost)]
+    pub training: Option<i64>,
 
     /// Stored adapters, per GB-month (10^9 bytes for 730 hours) [default: what a wider price says]
-    #[arg(long, value_name = "USD")]
-    pub storage: Option<f64>,
+    #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_cost)]
+    pub storage: Option<i64>,
 
     /// Base model, or adapter as account/name [default: all]
     #[arg(long, value_name = "MODEL")]
@@ -272,7 +283,8 @@ pub enum LimitsAction {
 #[derive(Debug, Args)]
 pub struct SetLimit {
     /// Dollars in each period
-    pub usd: f64,
+    #[arg(value_parser = crate::commands::amount::parse_cost)]
+    pub usd: i64,
 
     /// Day and month are UTC; total never ends
     #[arg(long, value_name = "PERIOD", value_parser = ["day", "month", "total"], default_value = "month")]

@@ -6,7 +6,7 @@
 use platform::{AccountName, DbRow, DbTransaction};
 use sqlx::Row;
 
-use crate::ledger::{Outcome, apply_in, available_in, lock_name, posted_in};
+use crate::ledger::{Credited, apply_in, available_in, credit_in, lock_name, posted_in};
 use crate::rules::{Command, Nano};
 use crate::{BillingError, Ledger};
 
@@ -51,13 +51,11 @@ impl Ledger {
         account: &AccountName,
         (amount, expires_ms): (Nano, i64),
         memo: Option<&str>,
-    ) -> Result<Outcome, BillingError> {
+    ) -> Result<Credited, BillingError> {
         let mut transaction = self.db().write(&lock_name(account)).await?;
-        let known = sqlx::query("SELECT 1 FROM ledger_transactions WHERE id = $1").bind(id);
-        let is_repeat = known.fetch_optional(&mut *transaction).await?.is_some();
-        let outcome = apply_in(&mut transaction, id, account, &Command::Grant { amount }, memo, "").await?;
-        let outcome = outcome.ok_or_else(|| BillingError::Conflict(id.to_owned()))?;
-        match (is_repeat, outcome) {
+        let credited = credit_in(&mut transaction, id, account, &Command::Grant { amount }, memo, "").await?;
+        let credited = credited.ok_or_else(|| BillingError::Conflict(id.to_owned()))?;
+        match (credited.first.is_some(), credited.outcome) {
             (_, Err(_)) => {}
             (true, Ok(())) => {
                 let first = sqlx::query("SELECT expires_ms FROM expiring_credit WHERE id = $1").bind(id);
@@ -70,7 +68,7 @@ impl Ledger {
             (false, Ok(())) => add(&mut transaction, id, account, amount, expires_ms).await?,
         }
         self.commit(transaction).await?;
-        Ok(outcome)
+        Ok(credited)
     }
 
     /// What is left of the account's grants that expire, those first that expire first.

@@ -210,6 +210,12 @@ impl Journal {
         self.writes.send(write).map_err(|_| BillingError::Closed)
     }
 
+    /// Whether the account has a request with this id.
+    pub async fn has(&self, account: &AccountName, id: &str) -> Result<bool, BillingError> {
+        let found = sqlx::query("SELECT 1 FROM requests WHERE id = $1 AND account = $2");
+        Ok(found.bind(id).bind(account.as_str()).fetch_optional(self.db.pool()).await?.is_some())
+    }
+
     /// The account's requests, newest first, after the one with id `after`.
     pub async fn list(
         &self,

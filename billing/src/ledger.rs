@@ -26,6 +26,14 @@ pub struct LedgerRow {
     pub entries: BTreeMap<String, Nano>,
 }
 
+/// What became of a change of credit that has an id of somebody's choice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credited {
+    pub outcome: Outcome,
+    /// What stands in the ledger under the id, where this was a repeat.
+    pub first: Option<LedgerRow>,
+}
+
 /// What an account has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Balance {
@@ -72,14 +80,32 @@ impl Ledger {
         memo: Option<&str>,
         instance: &str,
     ) -> Result<Outcome, BillingError> {
+        Ok(self.credit(id, account, command, memo, instance).await?.outcome)
+    }
+
+    /// As [`apply`](Self::apply), and says what the first one was where this is a repeat.
+    pub async fn credit(
+        &self,
+        id: &str,
+        account: &AccountName,
+        command: &Command,
+        memo: Option<&str>,
+        instance: &str,
+    ) -> Result<Credited, BillingError> {
         for _ in 0..ATTEMPTS {
             let mut transaction = self.db.write(&lock_name(account)).await?;
-            if let Some(outcome) = apply_in(&mut transaction, id, account, command, memo, instance).await? {
+            if let Some(credited) = credit_in(&mut transaction, id, account, command, memo, instance).await? {
                 self.faults.commit(transaction.commit()).await?;
-                return Ok(outcome);
+                return Ok(credited);
             }
         }
         Err(BillingError::Conflict(id.to_owned()))
+    }
+
+    /// Whether the account has a transaction with this id.
+    pub async fn has(&self, account: &AccountName, id: &str) -> Result<bool, BillingError> {
+        let found = sqlx::query("SELECT 1 FROM ledger_transactions WHERE id = $1 AND account = $2");
+        Ok(found.bind(id).bind(account.as_str()).fetch_optional(self.db.pool()).await?.is_some())
     }
 
     pub(crate) const fn db(&self) -> &Db {
@@ -201,6 +227,20 @@ pub(crate) async fn apply_in(
     memo: Option<&str>,
     instance: &str,
 ) -> Result<Option<Outcome>, BillingError> {
+    let credited = credit_in(transaction, id, account, command, memo, instance).await?;
+    Ok(credited.map(|credited| credited.outcome))
+}
+
+/// As [`apply_in`], and says what the first one was where this is a repeat.
+pub(crate) async fn credit_in(
+    transaction: &mut DbTransaction,
+    id: &str,
+    account: &AccountName,
+    command: &Command,
+    memo: Option<&str>,
+    instance: &str,
+) -> Result<Option<Credited>, BillingError> {
+    let is_new = |outcome| Credited { outcome, first: None };
     if let Some(first) = sqlx::query("SELECT * FROM ledger_transactions WHERE id = $1")
         .bind(id)
         .fetch_optional(&mut **transaction)
@@ -231,7 +271,7 @@ pub(crate) async fn apply_in(
     .execute(&mut **transaction)
     .await?;
     let entries = match outcome {
-        Err(refusal) => return Ok(Some(Err(refusal))),
+        Err(refusal) => return Ok(Some(is_new(Err(refusal)))),
         Ok(entries) => entries,
     };
     for (book, amount) in entries.iter().filter(|(_, amount)| *amount != 0) {
@@ -246,10 +286,10 @@ pub(crate) async fn apply_in(
         expiring::count(transaction, account, command.amount()).await?;
     }
     let done = project(transaction, account, command, &standing, &entries, instance).await?;
-    Ok(done.then_some(Ok(())))
+    Ok(done.then(|| is_new(Ok(()))))
 }
 
-fn repeated(first: &DbRow, account: &AccountName, command: &Command) -> Result<Outcome, BillingError> {
+fn repeated(first: &DbRow, account: &AccountName, command: &Command) -> Result<Credited, BillingError> {
     let row = transaction_of(first)?;
     let owner: String = first.try_get("account")?;
     let same_amount = matches!(command, Command::Void { .. }) || row.amount == command.amount();
@@ -260,10 +300,11 @@ fn repeated(first: &DbRow, account: &AccountName, command: &Command) -> Result<O
     {
         return Err(BillingError::IdReused(row.id));
     }
-    Ok(match Refusal::ALL.into_iter().find(|refusal| refusal.name() == row.outcome) {
+    let outcome = match Refusal::ALL.into_iter().find(|refusal| refusal.name() == row.outcome) {
         Some(refusal) => Err(refusal),
         None => Ok(()),
-    })
+    };
+    Ok(Credited { outcome, first: Some(row) })
 }
 
 async fn standing(

@@ -11,6 +11,7 @@ mod faults;
 mod journal;
 mod ledger;
 mod limits;
+mod money;
 mod outbox;
 mod price;
 mod purge;
@@ -34,8 +35,9 @@ pub use exports::{Customer, Exports, closed_until_ms};
 #[doc(hidden)]
 pub use faults::{Fault, Faults};
 pub use journal::{Finish, Journal, NewRequest, Quantities, RequestRow, nobody_lives, servers_live};
-pub use ledger::{Balance, Ledger, LedgerRow, Outcome};
+pub use ledger::{Balance, Credited, Ledger, LedgerRow, Outcome};
 pub use limits::{Limit, LimitKind, LimitScope, Limits, Period, Spender};
+pub use money::{MoneyError, nano_usd};
 pub use outbox::{Attempt, Claimed, DeliveryKind, DeliveryRow, DeliveryState, NewDelivery, Outbox};
 pub use price::{GB, HIGHEST, MONTH_HOURS, NewPrice, Price, Prices, Rates};
 pub use purge::{Purge, Purged};

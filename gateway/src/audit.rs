@@ -84,6 +84,12 @@ impl Audit {
         transaction.commit().await
     }
 
+    /// Whether there is a change with this id, of one account or of any.
+    pub async fn has(&self, account: Option<&str>, id: &str) -> Result<bool, sqlx::Error> {
+        let found = sqlx::query("SELECT 1 FROM audit_log WHERE id = $1 AND ($2 IS NULL OR account = $2)");
+        Ok(found.bind(id).bind(account).fetch_optional(self.db.pool()).await?.is_some())
+    }
+
     /// Changes of one account, or of all, newest first, after the one with id `after`.
     pub async fn list(
         &self,

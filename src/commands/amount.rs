@@ -3,8 +3,6 @@
 use serde_json::Value;
 
 const NANOS: i64 = 1_000_000_000;
-/// Decimals of a dollar in nano-dollars.
-const DECIMALS: usize = 9;
 
 /// Nano-dollars as dollars, all decimals.
 pub fn shown(nano: i64) -> String {
@@ -18,23 +16,22 @@ pub fn of(row: &Value, field: &str) -> String {
     row[field].as_i64().map_or_else(|| "-".into(), shown)
 }
 
-/// Dollars such as `5`, `0.25` or `-1.5` as nano-dollars; never through a binary fraction, which has no 0.1.
+/// Dollars as they are typed, such as `5`, `0.25` or `-1.5`, in nano-dollars.
 pub fn parse(text: &str) -> Result<i64, String> {
-    let wrong = || format!("{text:?} must be dollars, such as 5 or 0.25, with at most {DECIMALS} decimals");
-    let (negative, digits) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text),
-    };
-    let digits = digits.strip_prefix('$').unwrap_or(digits);
-    let (whole, part) = digits.split_once('.').unwrap_or((digits, "0"));
-    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if !plain(whole) || !plain(part) || part.len() > DECIMALS {
-        return Err(wrong());
+    billing::nano_usd(text).map_err(|error| format!("{text:?} {error}"))
+}
+
+/// The same for what is never below 0.
+pub fn parse_cost(text: &str) -> Result<i64, String> {
+    match parse(text)? {
+        nano if nano < 0 => Err(format!("{text:?} must not be below 0")),
+        nano => Ok(nano),
     }
-    let whole: i64 = whole.parse().map_err(|_| wrong())?;
-    let part: i64 = format!("{part:0<DECIMALS$}").parse().map_err(|_| wrong())?;
-    let nano = whole.checked_mul(NANOS).and_then(|nano| nano.checked_add(part)).ok_or_else(wrong)?;
-    Ok(if negative { -nano } else { nano })
+}
+
+/// Nano-dollars as the endpoints read dollars: all decimals, as text.
+pub fn field(nano: i64) -> String {
+    shown(nano).replace('$', "")
 }
 
 #[cfg(test)]
@@ -42,19 +39,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_typed_is_read_to_the_nano_dollar() {
-        for (text, nano) in [
-            ("5", 5 * NANOS),
-            ("0.1", 100_000_000),
-            ("-1.5", -1_500_000_000),
-            ("$0.000000001", 1),
-            ("007.50", 7_500_000_000),
-        ] {
-            assert_eq!(parse(text), Ok(nano), "{text}");
-        }
-        for wrong in ["", "five", "1.", ".5", "1e3", "0.0000000001", "1,5", "--1", "99999999999999999999", "1 "] {
-            assert!(parse(wrong).is_err(), "{wrong:?}");
-        }
+    fn what_is_typed_is_shown_and_sent_to_the_nano_dollar() {
         assert_eq!((shown(-1), shown(12_000_000_000)), ("-$0.000000001".into(), "$12.000000000".into()));
+        for nano in [0, 1, -1, 1_500_000_000, 12_345_678_123_456_789] {
+            assert_eq!((parse(&shown(nano)), parse(&field(nano))), (Ok(nano), Ok(nano)));
+        }
+        assert!(parse_cost("-1").is_err() && parse("nan").is_err());
     }
 }

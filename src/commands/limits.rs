@@ -54,7 +54,7 @@ fn body(set: &SetLimit) -> Value {
         "scope": scope,
         "subject": subject,
         "period": set.per,
-        "amount": set.usd,
+        "amount_nano_usd": set.usd,
     })
 }
 

@@ -10,8 +10,13 @@ use crate::client::{Client, ClientError};
 pub async fn run(prices: &Prices) -> Result<(), ClientError> {
     let client = Client::new(&prices.server)?;
     match &prices.action {
-        None | Some(PricesAction::List) => {
-            let list = client.get("/v1/account/prices").await?;
+        None | Some(PricesAction::List(_)) => {
+            let list = match &prices.action {
+                Some(PricesAction::List(asked)) if asked.all => {
+                    client.at(&asked.ops_url).get("/admin/v1/prices").await?
+                }
+                _ => client.get("/v1/account/prices").await?,
+            };
             let rows = list["data"].as_array().ok_or_else(|| ClientError::Protocol("no list of prices".into()))?;
             if rows.is_empty() {
                 println!("Nothing has a price: requests are counted and cost nothing.");
@@ -21,6 +26,9 @@ pub async fn run(prices: &Prices) -> Result<(), ClientError> {
         }
         Some(PricesAction::Set(set)) => {
             let made = client.at(&set.ops_url).post("/admin/v1/prices", &body(set)).await?;
+            for warning in made["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                eprintln!("warning: {warning}");
+            }
             print!("{}", table(&[made]));
         }
         Some(PricesAction::Rerate(asked)) => rerate(&client.at(&asked.ops_url), asked).await?,
@@ -30,11 +38,11 @@ pub async fn run(prices: &Prices) -> Result<(), ClientError> {
 
 fn body(set: &SetPrice) -> Value {
     json!({
-        "input": set.input,
-        "cached_input": set.cached_input,
-        "output": set.output,
-        "training": set.training,
-        "storage": set.storage,
+        "input": amount::field(set.input),
+        "cached_input": set.cached_input.map(amount::field),
+        "output": amount::field(set.output),
+        "training": set.training.map(amount::field),
+        "storage": set.storage.map(amount::field),
         "model": set.model,
         "account": set.account,
     })

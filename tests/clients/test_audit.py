@@ -87,6 +87,13 @@ def test_who_may_read_it(shop):
     # Another account's rows cannot be asked for, nor paged from.
     others = httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"account": "local"}).json()["data"]
     assert {row["account"] for row in others} == {"acme"}
+    # An empty page would say that this was all.
+    theirs = admin.get("/admin/v1/audit", params={"account": "local"}).json()["data"][0]["id"]
+    for after in (theirs, "audit-none", ""):
+        refused = httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"after": after})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "after", after
+    assert admin.get("/admin/v1/audit", params={"after": "audit-none"}).status_code == 400
+    assert admin.get("/admin/v1/audit", params={"after": theirs}).is_success
     assert httpx.get(f"{server.url}/v1/account/audit", headers=headers, params={"limit": 0}).json()["error"]["param"] == "limit"
     assert admin.get("/admin/v1/audit", params={"account": "No Name"}).json()["error"]["param"] == "account"
 

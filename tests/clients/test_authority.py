@@ -82,6 +82,32 @@ def test_a_key_makes_none_that_outlives_it_or_can_do_more(team):
     assert maker.post("/v1/account/keys", json={"member": "dev"}).json()["scopes"] == ["inference"], "what both may"
 
 
+def test_a_misspelt_field_is_refused_by_name_and_changes_nothing(team):
+    server, http, as_name, as_ = team
+    with httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
+        admin.post("/admin/v1/accounts", json={"id": "acme"}).raise_for_status()
+        bodies = [
+            (admin, "POST", "/admin/v1/accounts", {"id": "other", "credits": "prepaid"}, "credits", "credit"),
+            (admin, "PATCH", "/admin/v1/accounts/acme", {"credit": "prepaid", "strip_customer": "cus_1"}, "strip_customer", "stripe_customer"),
+            (admin, "POST", "/admin/v1/credits", {"account": "acme", "amount": 1, "expire_at": 4_000_000_000}, "expire_at", "expires_at"),
+            (admin, "POST", "/admin/v1/prices", {"input": 1, "output": 1, "models": "local/support"}, "models", "model"),
+            (admin, "POST", "/admin/v1/prices/rerate", {"version": 1, "from": 0, "to": 1, "aply": True}, "aply", "apply"),
+            (admin, "POST", "/admin/v1/accounts/acme/keys", {"name": "k", "expire_at": 4_000_000_000}, "expire_at", "expires_at"),
+            (admin, "POST", "/admin/v1/accounts/acme/limits", {"amount": 1, "period": "day", "subjects": "k"}, "subjects", "subject"),
+            (http, "POST", "/v1/account/keys", {"name": "k", "scope": ["inference"]}, "scope", "scopes"),
+            (http, "POST", "/v1/account/limits", {"amount": 1, "period": "day", "knd": "alert"}, "knd", "kind"),
+            (http, "POST", "/v1/account/webhooks", {"url": "https://example.com/", "urls": []}, "urls", "url"),
+            (http, "PUT", "/v1/account/members/zoe", {"role": "developer", "rolle": "owner"}, "rolle", "role"),
+        ]
+        before = admin.get("/admin/v1/audit", params={"limit": 1}).json()["data"]
+        for client, method, path, body, wrong, meant in bodies:
+            refused = client.request(method, path, json=body)
+            error = refused.json()["error"]
+            assert (refused.status_code, error["code"], error["param"]) == (400, "unknown_field", wrong), (path, refused.text)
+            assert f'did you mean "{meant}"?' in error["message"] and "the fields are" in error["message"], error
+        assert admin.get("/admin/v1/audit", params={"limit": 1}).json()["data"] == before
+
+
 def test_the_first_member_is_an_owner(own_server, database):
     server = own_server(*database, key=None).start()
     refused = server.cli("members", "set", "ann", "developer")

@@ -114,6 +114,7 @@ def test_a_repeated_credit_counts_once_and_refusals_say_why(shop):
     assert credit(admin, 6_000, id="invoice-7", kind="top_up").status_code == 409
     refused = credit(admin, 1, kind="refund")
     assert refused.status_code == 409 and refused.json()["error"]["code"] == "over_charged"
+    assert "0.000000001 USD" in refused.json()["error"]["message"]
     assert credit(admin, 6_000, kind="expire").json()["error"]["code"] == "insufficient_credit"
     assert credit(admin, -5_001, kind="adjust").json()["error"]["code"] == "insufficient_credit"
     assert credit(admin, -1_000, kind="adjust").json()["balance_nano_usd"] == 4_000
@@ -122,6 +123,44 @@ def test_a_repeated_credit_counts_once_and_refusals_say_why(shop):
     kinds = [(row["kind"], row["outcome"]) for row in ledger(server, key)]
     assert kinds.count(("top_up", "done")) == 1 and ("refund", "over_charged") in kinds
     assert httpx.get(f"{server.ops_url}/admin/v1/accounts", headers={"authorization": f"Bearer {key}"}).status_code == 403
+
+
+def test_a_repeated_credit_is_told_from_the_first_and_written_down_once(shop):
+    server, admin, key = shop
+    for id, fields in (("invoice-8", {"kind": "top_up"}), ("gift", {"expires_at": 4_000_000_000}), ("too-much", {"kind": "refund"})):
+        answers = [credit(admin, 7_000, id=id, memo=memo, **fields) for memo in ("as agreed", "sent again")]
+        assert answers[0].status_code == answers[1].status_code == (409 if id == "too-much" else 200)
+        if id == "too-much":
+            assert answers[0].json() == answers[1].json()
+            continue
+        first, second = (answer.json()["transaction"] for answer in answers)
+        assert (first["repeated"], second["repeated"]) == (False, True)
+        assert second["memo"] == "as agreed", "the answer must say what is in the ledger"
+    log = admin.get("/admin/v1/audit", params={"account": "acme", "limit": 100}).json()["data"]
+    noted = [(row["subject"], row["detail"]["memo"]) for row in log if row["action"] == "account.credit"]
+    assert noted == [("too-much", "as agreed"), ("gift", "as agreed"), ("invoice-8", "as agreed")]
+    [bought] = [row for row in ledger(server, key) if row["id"] == "invoice-8"]
+    assert bought["memo"] == "as agreed"
+
+
+def test_amounts_are_read_to_the_nano_dollar_or_refused(shop):
+    server, admin, key = shop
+    total = 0
+    # The first has no binary fraction that is near enough: in one it would be 12345678123456788.
+    for written, nano in (("12345678.123456789", 12_345_678_123_456_789), ('"0.1"', 10**8), ('"0.000000001"', 1), ("1e-9", 1), ("5.0", 5 * 10**9)):
+        body = f'{{"account": "acme", "kind": "top_up", "amount": {written}}}'
+        done = admin.post("/admin/v1/credits", content=body, headers={"content-type": "application/json"})
+        assert done.status_code == 200, done.text
+        total += nano
+        assert (done.json()["transaction"]["amount_nano_usd"], done.json()["balance_nano_usd"]) == (nano, total)
+    for wrong, said in ((0.1 + 0.2, "at most 9 decimals"), ("0.0000000001", "at most 9 decimals"), ("five", "must be dollars"),
+                        (True, "must be dollars"), ([1], "must be dollars"), (None, "missing"), (1e30, "can be counted"), (2 * 10**9, "at most")):
+        refused = admin.post("/admin/v1/credits", json={"account": "acme", "amount": wrong})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "amount", wrong
+        assert said in refused.json()["error"]["message"], refused.text
+    both = credit(admin, 5, amount=6)
+    assert both.status_code == 400 and "not the same" in both.json()["error"]["message"]
+    assert account(server, key)["balance_nano_usd"] == total
 
 
 def test_an_account_that_owes_cannot_become_prepaid(shop):

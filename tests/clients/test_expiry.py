@@ -51,4 +51,8 @@ def test_what_is_left_of_a_grant_goes_at_its_time(own_server):
         log = admin.get("/admin/v1/audit", params={"account": "acme"}).json()["data"]
         noted = [row for row in log if row["action"] == "account.credit_expired"]
         assert len(noted) == len(expired) and noted[0]["actor"] == {"account": None, "key": None}
+        gift = {"account": "acme", "amount": 1, "id": "gift", "expires_at": soon}
+        again = admin.post("/admin/v1/credits", json=gift)
+        assert again.status_code == 200 and again.json()["transaction"]["repeated"], again.text
+        assert again.json()["balance_nano_usd"] == 7 * 10**9, "a repeat after its time gave it again"
         assert admin.get("/admin/v1/reconciliation?days=1").json()["differences"] == 0

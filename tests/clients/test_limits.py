@@ -113,6 +113,25 @@ def test_caps_of_a_key_and_of_an_adapter_bind_only_them(shop):  # noqa: F811
         assert http.post("/v1/account/limits", json={"scope": "key", "period": "day", "amount": 1}).json()["error"]["param"] == "subject"
 
 
+def test_a_cap_on_what_the_account_does_not_have_is_refused(shop):  # noqa: F811
+    server, admin, key = shop
+    with limits(server, key) as acme, server.http() as http:
+        # Another account's adapter is as absent as one that never was: there is no telling them apart.
+        answers = [acme.post("/v1/account/limits", json={"scope": "adapter", "subject": subject, "period": "day", "amount": 1})
+                   for subject in ("local/support", "local/nothing", "acme/support", "support", "myriad-mini", "a//b")]
+        assert {answer.status_code for answer in answers} == {400} and len({answer.text for answer in answers}) == 1
+        assert answers[0].json()["error"]["param"] == "subject" and "no such adapter" in answers[0].json()["error"]["message"]
+        by_operator = admin.post("/admin/v1/accounts/acme/limits", json={"scope": "adapter", "subject": "local/support", "period": "day", "amount": 1})
+        assert by_operator.status_code == 400 and acme.get("/v1/account/limits").json()["data"] == []
+        version = http.post("/v1/account/limits", json={"scope": "adapter", "subject": "local/support@1", "period": "day", "amount": 1})
+        assert version.status_code == 400 and "leave out the @" in version.json()["error"]["message"]
+        # A bare name is the account's own, and is kept in full, as requests name it.
+        made = http.post("/v1/account/limits", json={"scope": "adapter", "subject": "support", "period": "day", "amount": 0})
+        assert made.status_code == 201 and made.json()["subject"] == "local/support"
+        with connect(server) as client, pytest.raises(APIStatusError, match="cap"):
+            client.chat.completions.create(**PATIENT | {"model": "support"}, max_tokens=5)
+
+
 def test_many_at_once_do_not_exceed_a_cap_and_the_operators_stays(shop):  # noqa: F811
     server, admin, key = shop
     admin.post("/admin/v1/credits", json={"account": "acme", "amount": 1}).raise_for_status()

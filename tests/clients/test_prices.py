@@ -7,6 +7,8 @@ import pytest
 
 from talk import ask, connect
 
+SHARED = {"input": 1, "output": 1}
+
 
 @pytest.fixture
 def priced(own_server):
@@ -72,10 +74,13 @@ def test_a_price_outlives_a_restart_and_what_was_used_keeps_its_price(priced, ow
 
 def test_bad_prices_are_refused_by_name(priced):
     server, http, admin = priced
-    good = {"input": 1, "output": 1}
+    good = SHARED
     for body, param in (({"output": 1}, "input"), ({"input": 1}, "output"), (good | {"input": -1}, "input"),
-                        (good | {"output": 1001}, "output"), (good | {"storage": 1001}, "storage"), (good | {"training": "1"}, "training"), (good | {"input": "1"}, "input"), (good | {"account": "nobody"}, "account"),
-                        (good | {"model": "a@1"}, "model"), (good | {"starts_at": 1}, "starts_at")):
+                        (good | {"output": 1001}, "output"), (good | {"storage": 1001}, "storage"),
+                        (good | {"training": "1,5"}, "training"), (good | {"input": "nan"}, "input"),
+                        (good | {"input": 1e-10}, "input"), (good | {"input": True}, "input"),
+                        (good | {"account": "nobody"}, "account"), (good | {"model": "a@1"}, "model"),
+                        (good | {"starts_at": 1}, "starts_at"), (good | {"start_at": 1}, "start_at")):
         refused = admin.post("/admin/v1/prices", json=body)
         assert refused.status_code == 400 and refused.json()["error"]["param"] == param, body
     assert admin.get("/admin/v1/prices").json()["data"] == []
@@ -97,6 +102,13 @@ def test_on_the_command_line(own_server):
     assert "Nothing has a price" in run("prices")
     set_price = ("prices", "set", "--input", "0.5", "--output", "2", "--training", "3.5", "--storage", "0.05", "--model", "local/support", "--ops-url", server.ops_url)
     assert "local/support" in run(*set_price) and "$3.5" in run("prices") and "$0.05" in run("prices") and "$0.5" in run("prices") and "$2" in run("prices", "list")
+    # A model that is not there yet gets its price, and whoever misspelt it is told. The operator sees it, an account's list does not.
+    ahead = server.cli(*set_price[:-4], "--model", "acme/later", *set_price[-2:])
+    assert ahead.returncode == 0 and "acme/later" in ahead.stdout and "no adapter" in ahead.stderr
+    assert "acme/later" not in run("prices") and "acme/later" in run("prices", "list", "--all", "--ops-url", server.ops_url)
+    for wrong, said in (("-1", "below 0"), ("0.0000000001", "9 decimals"), ("nan", "must be dollars"), ("99999999999", "can be counted")):
+        refused = server.cli("prices", "set", f"--input={wrong}", "--output", "1", "--ops-url", server.ops_url)
+        assert refused.returncode != 0 and said in refused.stderr, refused.stderr
     run("chat", "support", "-m", "hello")
     requests = run("usage").splitlines()
     assert len(requests) == 2 and "$0.0000" in requests[1] and "$0.000000000" not in requests[1]
@@ -104,3 +116,42 @@ def test_on_the_command_line(own_server):
     assert len(sums) == 2 and sums[0].split()[:3] == ["adapter", "day", "requests"] and sums[1].startswith("local/support")
     assert "not colour" in server.cli("usage", "--by", "colour").stderr
     assert "http" in server.cli(*set_price[:-1], "http://127.0.0.1:9").stderr
+
+
+def test_an_account_sees_no_price_of_anothers_adapter(priced):
+    server, http, admin = priced
+    key = admin.post("/admin/v1/accounts", json={"id": "acme"}).json()["key"]
+    models = [{}, {"model": "myriad-mini"}, {"model": "local/support"}, {"model": "acme/secret"}, {"model": "not-loaded"},
+              {"model": "local/support", "account": "local"}, {"account": "acme"}]
+    for model in models:
+        admin.post("/admin/v1/prices", json=SHARED | model).raise_for_status()
+
+    def seen(rows):
+        return [{field: row[field] for field in ("model", "account") if row[field]} for row in rows]
+
+    assert seen(admin.get("/admin/v1/prices").json()["data"]) == models
+    own = httpx.get(f"{server.url}/v1/account/prices", headers={"authorization": f"Bearer {key}"}).json()["data"]
+    assert seen(own) == [{}, {"model": "myriad-mini"}, {"model": "acme/secret"}, {"account": "acme"}]
+    assert seen(http.get("/v1/account/prices").json()["data"]) == [
+        {}, {"model": "myriad-mini"}, {"model": "local/support"}, {"model": "local/support", "account": "local"}]
+
+
+def test_a_price_for_what_is_not_there_is_taken_with_a_warning(priced):
+    server, http, admin = priced
+    for model, said in (("myriad-mini", None), ("local/support", None), ("local/suport", "no adapter"),
+                        ("support", "account/name"), ("acme/support", "no adapter")):
+        made = admin.post("/admin/v1/prices", json=SHARED | {"model": model})
+        assert made.status_code == 201
+        warnings = made.json()["warnings"]
+        assert len(warnings) == (said is not None) and all(said in text and model in text for text in warnings), (model, warnings)
+
+
+def test_rates_are_kept_as_they_are_written(priced):
+    """As numbers or, from who has decimals and no exact numbers, as text."""
+    server, http, admin = priced
+    written = ['{"input": 0.3, "output": 123.456789012}', '{"input": "0.000000001", "output": 1e-9}', '{"input": 1e2, "output": "999.999999999"}']
+    for body in written:
+        admin.post("/admin/v1/prices", content=body, headers={"content-type": "application/json"}).raise_for_status()
+    rates = [row["nano_usd"] for row in http.get("/v1/account/prices").json()["data"]]
+    assert [(rate["input"], rate["output"]) for rate in rates] == [
+        (300_000_000, 123_456_789_012), (1, 1), (100_000_000_000, 999_999_999_999)]

@@ -34,6 +34,15 @@ def test_rows_come_newest_first_and_page(server, client, http):
     assert listed[:3] == ids[::-1] and len(set(listed)) == 4
 
 
+def test_a_page_after_what_is_not_there_is_refused(client, http):
+    """An empty one would say that this was all."""
+    ask(client, max_tokens=1)
+    for path in ("requests", "ledger"):
+        for after in ("nothing-like-it", ""):
+            refused = http.get(f"/v1/account/{path}", params={"after": after})
+            assert refused.status_code == 400 and refused.json()["error"]["param"] == "after", (path, after)
+
+
 def test_a_refused_request_leaves_no_row(server, client):
     before = len(server.rows())
     with pytest.raises(openai.BadRequestError):

@@ -116,7 +116,7 @@ impl Case {
                 let (id, expires) = (format!("{} {:06}", self.account, self.ids), self.model.now + time);
                 for _ in 0..2 {
                     let granted = self.ledger.grant_until(&id, &self.account, (*amount, expires), None).await;
-                    granted.unwrap().unwrap();
+                    granted.unwrap().outcome.unwrap();
                 }
                 self.model.grant(*amount, expires);
             }
@@ -207,7 +207,9 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
         let account = prepaid(&db, "acme", 5).await;
         let (ledger, other) = (Ledger::new(db.clone()), Ledger::new(db.clone()));
         let grant = ledger.grant_until("gift", &account, (10, 1_000), Some("to try it")).await.unwrap();
-        assert_eq!(grant, Ok(()));
+        assert_eq!((grant.outcome, grant.first), (Ok(()), None));
+        let again = ledger.grant_until("gift", &account, (10, 1_000), None).await.unwrap();
+        assert_eq!((again.outcome, again.first.unwrap().memo.as_deref()), (Ok(()), Some("to try it")));
         let again = ledger.grant_until("gift", &account, (10, 2_000), None).await;
         assert!(matches!(again, Err(BillingError::IdReused(_))), "{again:?}");
         let reserve = Command::Reserve { reservation: "r".into(), amount: 12 };

@@ -5,9 +5,9 @@ use actix_web::{HttpResponse, web};
 use billing::{Balance, ExpiringCredit, GroupBy, LedgerRow, Price, Prices, RequestRow};
 use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::reply::{self, JsonObject, dollars};
+use super::reply::{self, StrictObject, dollars};
 use crate::access::{Role, Scope, Scopes};
 use crate::accounts::{Caller, KeyRow, MadeKey, NewKey};
 use crate::error::ApiError;
@@ -68,6 +68,11 @@ pub async fn ledger(
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
+    if let Some(after) = &page.after
+        && !platform.ledger.has(&caller.account, after).await?
+    {
+        return Err(unknown_after("transaction"));
+    }
     let rows = platform.ledger.list(&caller.account, page.after.as_deref(), limit + 1).await?;
     Ok(reply::page(&rows, limit, transaction))
 }
@@ -108,12 +113,25 @@ pub fn page_limit(asked: Option<u32>) -> Result<u32, ApiError> {
     }
 }
 
+/// An empty page would say that there is no more.
+pub fn unknown_after(what: &str) -> ApiError {
+    ApiError::param(
+        "after",
+        format!("after names no {what} that is listed here; it is the id of the last one of the page before"),
+    )
+}
+
 pub async fn requests(
     platform: web::Data<Platform>,
     caller: Caller,
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
+    if let Some(after) = &page.after
+        && !platform.journal.has(&caller.account, after).await?
+    {
+        return Err(unknown_after("request"));
+    }
     let rows = platform.journal.list(&caller.account, page.after.as_deref(), limit + 1).await?;
     Ok(reply::page(&rows, limit, |known| row(&platform.prices, known)))
 }
@@ -207,9 +225,15 @@ pub async fn usage(
     })))
 }
 
-/// The prices that concern the caller: everyone's and its own.
+/// The prices that concern the caller: its own, and everyone's but for those of other accounts' adapters. What names neither a base
+/// model that is loaded nor an adapter of the caller's may be another's, whose names nobody else sees.
 pub async fn prices(platform: web::Data<Platform>, caller: Caller) -> HttpResponse {
-    let concerns = |price: &Price| price.account.as_deref().is_none_or(|account| account == caller.account.as_str());
+    let own = |model: &str| model.split_once('/').is_some_and(|(account, _)| account == caller.account.as_str());
+    let concerns = |price: &Price| match (price.account.as_deref(), price.model.as_deref()) {
+        (Some(account), _) => account == caller.account.as_str(),
+        (None, None) => true,
+        (None, Some(model)) => platform.model(model).is_some() || own(model),
+    };
     let all = platform.prices.all();
     reply::list(all.iter().filter(|price| concerns(price)).map(price))
 }
@@ -262,16 +286,16 @@ pub fn key(key: &KeyRow) -> Value {
 pub async fn create_key(
     platform: web::Data<Platform>,
     caller: Caller,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
-    let new = key_fields(&json)?;
+    let new = key_fields(&body)?;
     let made = platform.accounts.create_key(&caller.account, &new, Some(&caller)).await?;
     Ok(created_key(&made))
 }
 
 /// What a new key is to be: `name`, `scopes`, `expires_at`, `member`; what is absent is as its maker's.
-pub fn key_fields(json: &Map<String, Value>) -> Result<NewKey, ApiError> {
-    let fields = Fields::new(json);
+pub fn key_fields(body: &StrictObject) -> Result<NewKey, ApiError> {
+    let fields = body.fields(&["name", "scopes", "expires_at", "member"])?;
     let scopes = match fields.array("scopes")? {
         None => None,
         Some(names) => {
@@ -346,10 +370,10 @@ pub async fn set_member(
     platform: web::Data<Platform>,
     caller: Caller,
     name: web::Path<String>,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = checked_name("name", &name)?;
-    let role = Fields::new(&json).text("role")?.and_then(Role::named).ok_or_else(|| {
+    let role = body.fields(&["role"])?.text("role")?.and_then(Role::named).ok_or_else(|| {
         let all = Role::ALL.map(Role::name).join(", ");
         ApiError::param("role", format!("role must be one of {all}"))
     })?;

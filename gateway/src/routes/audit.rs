@@ -5,7 +5,7 @@ use platform::AccountName;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::account::page_limit;
+use super::account::{page_limit, unknown_after};
 use super::reply;
 use crate::accounts::Caller;
 use crate::audit::AuditRow;
@@ -39,6 +39,11 @@ pub async fn all(platform: &Platform, page: &Page) -> Result<HttpResponse, ApiEr
 async fn list(platform: &Platform, account: Option<&AccountName>, page: &Page) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(page.limit)?;
     let account = account.map(AccountName::as_str);
+    if let Some(after) = &page.after
+        && !platform.audit.has(account, after).await?
+    {
+        return Err(unknown_after("change"));
+    }
     let rows = platform.audit.list(account, page.after.as_deref(), limit + 1).await?;
     Ok(reply::page(&rows, limit, row))
 }

@@ -2,11 +2,12 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
+use adapter_store::{AdapterRef, Selector};
 use billing::{Limit, LimitKind, LimitScope, Nano, Period};
 use platform::AccountName;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::reply::{self, JsonObject, dollars};
+use super::reply::{self, StrictObject, dollars};
 use crate::accounts::Caller;
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -51,22 +52,18 @@ pub fn shown(limit: &Limit, spent: Option<Nano>) -> Value {
     shown
 }
 
-pub async fn add(
-    platform: web::Data<Platform>,
-    caller: Caller,
-    JsonObject(json): JsonObject,
-) -> Result<HttpResponse, ApiError> {
-    added(&platform, &caller, &caller.account, &json, false).await
+pub async fn add(platform: web::Data<Platform>, caller: Caller, body: StrictObject) -> Result<HttpResponse, ApiError> {
+    added(&platform, &caller, &caller.account, &body, false).await
 }
 
 pub async fn added(
     platform: &Platform,
     by: &Caller,
     account: &AccountName,
-    json: &Map<String, Value>,
+    body: &StrictObject,
     operators: bool,
 ) -> Result<HttpResponse, ApiError> {
-    let fields = Fields::new(json);
+    let fields = body.fields(&["kind", "scope", "subject", "period", "amount", "amount_nano_usd"])?;
     let scope = choice(&fields, "scope", LimitScope::named, LimitScope::NAMES)?.unwrap_or(LimitScope::Account);
     let subject = fields.text("subject")?.unwrap_or_default();
     if subject.is_empty() != (scope == LimitScope::Account) || subject.len() > SUBJECT_BYTES {
@@ -76,11 +73,15 @@ pub async fn added(
     if scope == LimitScope::Key && !platform.accounts.keys(account).await?.iter().any(|key| key.id == subject) {
         return Err(ApiError::param("subject", "this account has no such key; `myriad keys list` shows their ids"));
     }
+    let subject = match scope {
+        LimitScope::Adapter => adapter_in_subject(platform, account, subject).await?,
+        _ => subject.to_owned(),
+    };
     let limit = Limit {
         id: String::new(),
         kind: choice(&fields, "kind", LimitKind::named, LimitKind::NAMES)?.unwrap_or(LimitKind::Cap),
         scope,
-        subject: subject.to_owned(),
+        subject,
         period: choice(&fields, "period", Period::named, Period::NAMES)?
             .ok_or_else(|| ApiError::param("period", format!("period is missing: one of {}", Period::NAMES)))?,
         amount: fields.nano_usd()?,
@@ -91,6 +92,23 @@ pub async fn added(
     let change = Change { account, action: "limit.set", subject: &limit.id, detail: shown(&limit, None) };
     platform.audit.add(by, &change).await;
     Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit, None)))
+}
+
+/// An adapter of the account that is there, as `account/name`: a limit of anything else would never be reached.
+async fn adapter_in_subject(platform: &Platform, account: &AccountName, subject: &str) -> Result<String, ApiError> {
+    if let Some((adapter, _)) = subject.split_once('@') {
+        let message = format!("a limit holds for all versions of an adapter; leave out the @: {adapter}");
+        return Err(ApiError::param("subject", message));
+    }
+    let named = AdapterRef::parse(subject);
+    if let Some(AdapterRef { account: of, name, .. }) = named
+        && of.as_ref().is_none_or(|of| of == account)
+        && platform.store.resolve(account, &name, &Selector::Default).await?.is_some()
+    {
+        return Ok(format!("{account}/{name}"));
+    }
+    // The same for another account's adapter, whose names nobody else sees.
+    Err(ApiError::param("subject", "this account has no such adapter; `myriad models` shows them"))
 }
 
 fn choice<T>(

@@ -1,5 +1,6 @@
 //! What both endpoints' responses share: JSON bodies, usage, event streams, headers.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use actix_web::dev::Payload;
@@ -10,6 +11,7 @@ use billing::NewRequest;
 use futures::future::LocalBoxFuture;
 use futures::{FutureExt, Stream, StreamExt};
 use platform::units::now_ms;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use serving_engine::Usage;
 
@@ -18,6 +20,7 @@ use crate::body;
 use crate::error::ApiError;
 use crate::life::{Piece, Pieces, Run};
 use crate::resolve::Target;
+use crate::wire::Fields;
 
 /// An idle stream gets a comment so often, so that nobody in between takes it for dead.
 const PING_EVERY: Duration = Duration::from_secs(15);
@@ -47,6 +50,38 @@ impl FromRequest for JsonObject {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let body = Bytes::from_request(request, payload);
         async move { object(&body.await.map_err(|error| unread(&error))?).map(Self) }.boxed_local()
+    }
+}
+
+/// A body of the account's and the operator's endpoints: an object that says its fields, with its numbers as they were written.
+pub struct StrictObject {
+    json: Map<String, Value>,
+    numbers: HashMap<String, String>,
+}
+
+impl StrictObject {
+    /// Its fields; one that is not `known` is refused.
+    pub fn fields(&self, known: &[&'static str]) -> Result<Fields<'_>, ApiError> {
+        Fields::only(&self.json, &self.numbers, known)
+    }
+}
+
+impl FromRequest for StrictObject {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Bytes::from_request(request, payload);
+        async move {
+            let body = body.await.map_err(|error| unread(&error))?;
+            let json = object(&body)?;
+            let texts: HashMap<String, &RawValue> = serde_json::from_slice(&body).map_err(ApiError::internal)?;
+            let is_number = |name: &String| json.get(name).is_some_and(Value::is_number);
+            let numbers =
+                texts.into_iter().filter(|(name, _)| is_number(name)).map(|(name, text)| (name, text.get().to_owned()));
+            Ok(Self { numbers: numbers.collect(), json })
+        }
+        .boxed_local()
     }
 }
 

@@ -231,7 +231,7 @@ fn cell(text: &str) -> String {
 }
 
 /// All nine decimals: a spreadsheet must not lose what the ledger has.
-fn exact_dollars(nano: Nano) -> String {
+pub fn exact_dollars(nano: Nano) -> String {
     let sign = if nano < 0 { "-" } else { "" };
     let nano = nano.unsigned_abs();
     format!("{sign}{}.{:09}", nano / 1_000_000_000, nano % 1_000_000_000)

@@ -5,13 +5,12 @@ use actix_web::{HttpResponse, web};
 use billing::{DeliveryRow, Webhook};
 use serde_json::{Value, json};
 
-use super::reply::{self, JsonObject};
+use super::reply::{self, StrictObject};
 use crate::accounts::Caller;
 use crate::audit::Change;
 use crate::error::ApiError;
 use crate::outbox::{checked_url, fresh_secret, message_id};
 use crate::state::Platform;
-use crate::wire::Fields;
 
 /// Deliveries that are listed.
 const DELIVERIES: u32 = 50;
@@ -31,13 +30,14 @@ fn shown(webhook: &Webhook) -> Value {
 }
 
 /// Makes a webhook. Its secret is shown in this answer and not again.
-pub async fn add(
-    platform: web::Data<Platform>,
-    caller: Caller,
-    JsonObject(json): JsonObject,
-) -> Result<HttpResponse, ApiError> {
-    let url = Fields::new(&json).text("url")?.ok_or_else(|| ApiError::param("url", "url is missing"))?;
-    let url = checked_url(url, platform.outside.private_webhooks()).map_err(|reason| ApiError::param("url", reason))?;
+pub async fn add(platform: web::Data<Platform>, caller: Caller, body: StrictObject) -> Result<HttpResponse, ApiError> {
+    let url = body
+        .fields(&["url"])?
+        .text("url")?
+        .map(str::to_owned)
+        .ok_or_else(|| ApiError::param("url", "url is missing"))?;
+    let url =
+        checked_url(&url, platform.outside.private_webhooks()).map_err(|reason| ApiError::param("url", reason))?;
     let webhook = platform.outside.webhooks.add(&caller.account, url.as_str(), &fresh_secret()).await?;
     // The host only: what follows it may be the receiver's secret.
     let detail = json!({ "host": url.host_str() });

@@ -2,13 +2,14 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Command, Credit, Nano};
+use billing::{Command, Credit, Credited, Nano};
 use platform::units::now_ms;
 use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
 
 use super::super::account::{balance, created_key, expiring, key, key_fields};
-use super::super::reply::{self, JsonObject, dollars};
+use super::super::reply::{self, StrictObject, dollars};
+use super::super::statements::exact_dollars;
 use super::{Operator, account_at, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -55,9 +56,9 @@ pub async fn show(
 pub async fn create(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
-    let fields = Fields::new(&json);
+    let fields = body.fields(&["id", "credit"])?;
     let name = fields.text("id")?.ok_or_else(|| ApiError::param("id", "id is missing: the new account's name"))?;
     let name: AccountName =
         name.parse().map_err(|error: platform::ids::IdError| ApiError::param("id", error.to_string()))?;
@@ -88,10 +89,11 @@ pub async fn change(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
     name: web::Path<String>,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
-    if let Some(credit) = credit_kind(&Fields::new(&json))? {
+    let fields = body.fields(&["credit", "stripe_customer", "stripe_since"])?;
+    if let Some(credit) = credit_kind(&fields)? {
         // What this server has set aside is not owed.
         platform.wallets.give_back(&name).await?;
         platform.ledger.set_credit(&name, credit).await?;
@@ -100,9 +102,9 @@ pub async fn change(
         platform.audit.add(&caller, &change).await;
         tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
     }
-    if let Some(customer) = json.get("stripe_customer") {
-        tie(&platform, &name, customer, &Fields::new(&json)).await?;
-        let detail = json!({ "stripe_customer": customer, "stripe_since": json.get("stripe_since") });
+    if let Some(customer) = fields.given("stripe_customer") {
+        tie(&platform, &name, customer, &fields).await?;
+        let detail = json!({ "stripe_customer": customer, "stripe_since": fields.get("stripe_since") });
         let change = Change { account: &name, action: "account.stripe_customer", subject: name.as_str(), detail };
         platform.audit.add(&caller, &change).await;
     }
@@ -140,9 +142,9 @@ async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: 
 pub async fn credit(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
-    let fields = Fields::new(&json);
+    let fields = body.fields(&["account", "amount", "amount_nano_usd", "kind", "id", "memo", "expires_at"])?;
     let name = fields.text("account")?.ok_or_else(|| ApiError::param("account", "account is missing"))?;
     let name = account_in_field(&platform, name).await?;
     let amount = fields.nano_usd()?;
@@ -170,21 +172,27 @@ pub async fn credit(
     let memo = text("memo", MEMO_BYTES)?;
     let expires_at = fields.integer("expires_at", 0..=i64::from(u32::MAX))?;
     platform.wallets.give_back(&name).await?;
-    let outcome = match expires_at {
-        None => platform.ledger.apply(&id, &name, &command, memo, platform.journal.instance()).await?,
+    let Credited { outcome, first } = match expires_at {
+        None => platform.ledger.credit(&id, &name, &command, memo, platform.journal.instance()).await?,
         Some(_) if kind != "grant" => return Err(ApiError::param("expires_at", "only a grant expires")),
-        Some(seconds) if seconds * 1000 <= now_ms() => {
+        // Its repeat is answered as it was, also when its time has come.
+        Some(seconds) if seconds * 1000 <= now_ms() && !platform.ledger.has(&name, &id).await? => {
             return Err(ApiError::param("expires_at", "expires_at must be in the future, in Unix seconds"));
         }
         Some(seconds) => platform.ledger.grant_until(&id, &name, (amount, seconds * 1000), memo).await?,
     };
+    let is_repeat = first.is_some();
+    // What the first one said is what stands in the ledger.
+    let memo = first.map_or_else(|| memo.map(str::to_owned), |first| first.memo);
     let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
     let mut detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
     if let Some(seconds) = expires_at {
         detail["expires_at"] = seconds.into();
     }
-    platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
-    tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
+    if !is_repeat {
+        platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
+        tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
+    }
     if let Err(refusal) = outcome {
         let error =
             ApiError::new(StatusCode::CONFLICT, format!("{kind} {}: {refusal}; nothing was changed", usd(amount)));
@@ -193,12 +201,13 @@ pub async fn credit(
     let mut body = shown(&platform, &name).await?;
     body["transaction"] = json!({
         "id": id, "object": "ledger.transaction", "kind": kind, "amount": dollars(amount), "amount_nano_usd": amount, "memo": memo,
+        "expires_at": expires_at, "repeated": is_repeat,
     });
     Ok(HttpResponse::Ok().json(body))
 }
 
 fn usd(amount: Nano) -> String {
-    format!("{} USD", amount as f64 / 1e9)
+    format!("{} USD", exact_dollars(amount))
 }
 
 pub async fn keys(
@@ -215,10 +224,10 @@ pub async fn create_key(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
     name: web::Path<String>,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
-    let new = key_fields(&json)?;
+    let new = key_fields(&body)?;
     let made = platform.accounts.create_key(&name, &new, Some(&caller)).await?;
     tracing::info!(account = %name, key = made.id, "the operator has made a key");
     Ok(created_key(&made))
@@ -250,10 +259,10 @@ pub async fn add_limit(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
     name: web::Path<String>,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
-    super::super::limits::added(&platform, &caller, &name, &json, true).await
+    super::super::limits::added(&platform, &caller, &name, &body, true).await
 }
 
 pub async fn remove_limit(

@@ -6,12 +6,11 @@ use billing::{DeliveryKind, DeliveryRow, closed_until_ms};
 use platform::units::now_ms;
 use serde_json::{Value, json};
 
-use super::super::reply::{self, JsonObject, dollars};
+use super::super::reply::{self, StrictObject, dollars};
 use super::super::webhooks::state;
 use super::Operator;
 use crate::error::ApiError;
 use crate::state::Platform;
-use crate::wire::Fields;
 
 /// Deliveries that are listed, and that one request can take up again.
 const ROWS: u32 = 1000;
@@ -38,16 +37,12 @@ fn shown(row: &DeliveryRow) -> Value {
 }
 
 /// Closes the hours up to `until` now, a running one included, and takes up again what was given up.
-pub async fn export(
-    platform: web::Data<Platform>,
-    _: Operator,
-    JsonObject(json): JsonObject,
-) -> Result<HttpResponse, ApiError> {
+pub async fn export(platform: web::Data<Platform>, _: Operator, body: StrictObject) -> Result<HttpResponse, ApiError> {
     if platform.outside.stripe.is_none() {
         let message = "this server does not export; start it with --stripe-key and --stripe-meter";
         return Err(ApiError::new(StatusCode::CONFLICT, message));
     }
-    let fields = Fields::new(&json);
+    let fields = body.fields(&["until", "retry"])?;
     let until = fields.integer("until", 0..=i64::from(u32::MAX))?;
     let until_ms = until.map_or_else(|| closed_until_ms(now_ms()), |seconds| seconds * 1000);
     let retried = retry(&platform, fields.get("retry")).await?;

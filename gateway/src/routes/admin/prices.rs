@@ -2,12 +2,13 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
+use adapter_store::{AdapterRef, Selector};
 use billing::{NewPrice, Rates, RerateOutcome, Rerated, Rerating};
 use platform::AccountName;
 use serde_json::{Value, json};
 
 use super::super::account;
-use super::super::reply::{self, JsonObject, dollars};
+use super::super::reply::{self, StrictObject, dollars};
 use super::{Operator, account_in_field};
 use crate::audit::Change;
 use crate::error::ApiError;
@@ -15,7 +16,9 @@ use crate::state::Platform;
 use crate::wire::Fields;
 
 /// Highest rate in dollars per million tokens or GB-month.
-const HIGHEST_USD: f64 = billing::HIGHEST as f64 / 1e9;
+const HIGHEST_USD: i64 = billing::HIGHEST / 1_000_000_000;
+const PRICE_FIELDS: [&str; 8] =
+    ["input", "cached_input", "output", "training", "storage", "model", "account", "starts_at"];
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
 
@@ -28,16 +31,16 @@ pub async fn list(platform: web::Data<Platform>, _: Operator) -> Result<HttpResp
 pub async fn add(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
-    let fields = Fields::new(&json);
+    let fields = body.fields(&PRICE_FIELDS)?;
     let rate = |name: &'static str| -> Result<Option<i64>, ApiError> {
-        let Some(usd) = fields.get(name) else { return Ok(None) };
-        let usd = usd.as_f64().filter(|usd| (0.0..=HIGHEST_USD).contains(usd)).ok_or_else(|| {
+        let nano = fields.dollars(name)?;
+        if nano.is_some_and(|nano| !(0..=billing::HIGHEST).contains(&nano)) {
             let unit = if name == "storage" { "GB-month" } else { "million tokens" };
-            ApiError::param(name, format!("{name} must be dollars per {unit}, from 0 to {HIGHEST_USD}"))
-        })?;
-        Ok(Some((usd * 1e9).round() as i64))
+            return Err(ApiError::param(name, format!("{name} must be dollars per {unit}, from 0 to {HIGHEST_USD}")));
+        }
+        Ok(nano)
     };
     let missing = |name: &'static str| ApiError::param(name, format!("{name} is missing: dollars per million tokens"));
     let input = rate("input")?.ok_or_else(|| missing("input"))?;
@@ -51,6 +54,10 @@ pub async fn add(
     let model = model_in_field(&fields)?;
     let starts_ms = fields.integer("starts_at", 0..=i64::from(u32::MAX))?.map(|seconds| seconds * 1000);
     let rates = Rates { input, cached_input, output, training: rate("training")?, storage: rate("storage")? };
+    let warnings = match &model {
+        None => Vec::new(),
+        Some(model) => warnings(&platform, model).await?,
+    };
     let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
     // A price for everyone is the operator's affair.
     let concerns = account.as_ref().unwrap_or(&caller.account);
@@ -58,7 +65,26 @@ pub async fn add(
     let detail = account::price(&price);
     platform.audit.add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail }).await;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
-    Ok(HttpResponse::build(StatusCode::CREATED).json(account::price(&price)))
+    let mut shown = account::price(&price);
+    shown["warnings"] = warnings.into();
+    Ok(HttpResponse::build(StatusCode::CREATED).json(shown))
+}
+
+/// A price can be set before its model is there, and a name that is misspelt looks like that.
+async fn warnings(platform: &Platform, model: &str) -> Result<Vec<String>, ApiError> {
+    if platform.model(model).is_some() {
+        return Ok(Vec::new());
+    }
+    let named = AdapterRef::parse(model).and_then(|reference| Some((reference.account?, reference.name)));
+    if let Some((account, name)) = &named
+        && platform.store.resolve(account, name, &Selector::Default).await?.is_some()
+    {
+        return Ok(Vec::new());
+    }
+    let form = if named.is_none() { "; an adapter's price names it as account/name" } else { "" };
+    Ok(vec![format!(
+        "{model:?} is no base model that is loaded here and no adapter{form}: this price holds once there is one"
+    )])
 }
 
 /// A base model's id or an adapter's `account/name`.
@@ -77,9 +103,9 @@ fn model_in_field(fields: &Fields<'_>) -> Result<Option<String>, ApiError> {
 pub async fn rerate(
     platform: web::Data<Platform>,
     Operator(caller): Operator,
-    JsonObject(json): JsonObject,
+    body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
-    let fields = Fields::new(&json);
+    let fields = body.fields(&["version", "from", "to", "instead_of", "account", "model", "apply"])?;
     let missing = |name: &'static str| ApiError::param(name, format!("{name} is missing"));
     let seconds = |name: &'static str| fields.integer(name, 0..=i64::from(u32::MAX))?.ok_or_else(|| missing(name));
     let asked = Rerating {
