@@ -256,6 +256,10 @@ pub struct SetPrice {
     #[arg(long, value_name = "NAME")]
     pub account: Option<String>,
 
+    /// When it begins, not in the past: the start of a day, or a time such as 2026-11-26T12:00:00Z (UTC) [default: now]
+    #[arg(long, value_name = "TIME", value_parser = crate::commands::unix_seconds)]
+    pub starts_at: Option<i64>,
+
     /// The operators' listener
     #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090")]
     pub ops_url: String,

@@ -1,5 +1,6 @@
 //! `myriad prices`: what tokens and storage cost, and for the operator, setting it.
 
+use platform::units::time_of;
 use serde_json::{Value, json};
 
 use super::amount;
@@ -45,6 +46,7 @@ fn body(set: &SetPrice) -> Value {
         "storage": set.storage.map(amount::field),
         "model": set.model,
         "account": set.account,
+        "starts_at": set.starts_at,
     })
 }
 
@@ -81,7 +83,8 @@ async fn rerate(client: &Client, asked: &Rerate) -> Result<(), ClientError> {
 
 /// Dollars per million tokens; storage per GB-month.
 fn table(rows: &[Value]) -> String {
-    let mut table = Table::new(["version", "account", "model", "input", "cached", "output", "training", "storage"]);
+    let columns = ["version", "account", "model", "input", "cached", "output", "training", "storage", "starts (UTC)"];
+    let mut table = Table::new(columns);
     for row in rows {
         let scope = |key: &str| row[key].as_str().unwrap_or("all").to_owned();
         let usd = |key: &str| row[key].as_f64().map_or_else(|| "-".into(), |usd| format!("${usd}"));
@@ -94,6 +97,7 @@ fn table(rows: &[Value]) -> String {
             usd("output"),
             usd("training"),
             usd("storage"),
+            row["starts_ms"].as_i64().map_or_else(|| "-".into(), time_of),
         ]);
     }
     table.text()

@@ -106,6 +106,10 @@ def test_on_the_command_line(own_server):
     ahead = server.cli(*set_price[:-4], "--model", "acme/later", *set_price[-2:])
     assert ahead.returncode == 0 and "acme/later" in ahead.stdout and "no adapter" in ahead.stderr
     assert "acme/later" not in run("prices") and "acme/later" in run("prices", "list", "--all", "--ops-url", server.ops_url)
+    later = server.cli(*set_price, "--starts-at", "2099-01-01T12:00:00Z")
+    assert later.returncode == 0 and "2099-01-01" in later.stdout and "12:00" in later.stdout, later
+    past = server.cli(*set_price, "--starts-at", "2026-01-01")
+    assert past.returncode != 0 and "past" in past.stderr, past
     for wrong, said in (("-1", "below 0"), ("0.0000000001", "9 decimals"), ("nan", "must be dollars"), ("99999999999", "can be counted")):
         refused = server.cli("prices", "set", f"--input={wrong}", "--output", "1", "--ops-url", server.ops_url)
         assert refused.returncode != 0 and said in refused.stderr, refused.stderr
