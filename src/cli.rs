@@ -41,6 +41,10 @@ pub enum Command {
     Members(Members),
     /// Show the account's last ledger transactions
     Ledger(Ledger),
+    /// Show who changed what: accounts, credit, keys, members, prices, limits
+    Audit(Audit),
+    /// Show what goes to Stripe, those that it has not accepted first, or try again; for the operator
+    Exports(Exports),
     /// Make accounts, credit them and give them keys; for the operator
     Accounts(Accounts),
     /// Bring a database up to date, or move everything into another one
@@ -62,6 +66,18 @@ pub struct Server {
     /// API key [default: the one saved for that server]
     #[arg(long, env = "MYRIAD_API_KEY", value_name = "KEY", hide_env_values = true, global = true)]
     pub api_key: Option<String>,
+}
+
+/// Whose a command's affair is, where the operator asks for another account.
+#[derive(Debug, Clone, Args)]
+pub struct Whose {
+    /// Another account, for the operator [default: the key's own]
+    #[arg(long, value_name = "NAME", global = true)]
+    pub account: Option<String>,
+
+    /// The operators' listener, where --account is
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090", global = true)]
+    pub ops_url: String,
 }
 
 #[derive(Debug, Args)]
@@ -145,6 +161,9 @@ pub struct Usage {
     pub to: Option<String>,
 
     #[command(flatten)]
+    pub whose: Whose,
+
+    #[command(flatten)]
     pub server: Server,
 }
 
@@ -156,6 +175,9 @@ pub struct Statements {
     /// Print it as CSV
     #[arg(long, requires = "month")]
     pub csv: bool,
+
+    #[command(flatten)]
+    pub whose: Whose,
 
     #[command(flatten)]
     pub server: Server,
@@ -269,6 +291,9 @@ pub struct SetPrice {
 pub struct Limits {
     #[command(subcommand)]
     pub action: Option<LimitsAction>,
+
+    #[command(flatten)]
+    pub whose: Whose,
 
     #[command(flatten)]
     pub server: Server,
@@ -395,7 +420,48 @@ pub struct Ledger {
     pub limit: u32,
 
     #[command(flatten)]
+    pub whose: Whose,
+
+    #[command(flatten)]
     pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Audit {
+    /// How many changes to show, newest first
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub limit: u32,
+
+    /// Of all accounts; for the operator
+    #[arg(long, conflicts_with = "account")]
+    pub all: bool,
+
+    #[command(flatten)]
+    pub whose: Whose,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Args)]
+pub struct Exports {
+    #[command(subcommand)]
+    pub action: Option<ExportsAction>,
+
+    /// The operators' listener
+    #[arg(long, env = "MYRIAD_OPS_URL", value_name = "URL", default_value = "http://127.0.0.1:9090", global = true)]
+    pub ops_url: String,
+
+    #[command(flatten)]
+    pub server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ExportsAction {
+    /// Events with what became of them (the default)
+    List,
+    /// Take up again what was given up: all that failed for certain, or these events
+    Retry { ids: Vec<String> },
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 
-use crate::cli::Server;
+use crate::cli::{Server, Whose};
 use crate::credentials::{self, Credentials, CredentialsError};
 
 /// Where a server is when nobody said.
@@ -70,6 +70,14 @@ impl Client {
     /// The same key at another address.
     pub fn at(&self, base_url: &str) -> Self {
         Self { base_url: normal(base_url), ..self.clone() }
+    }
+
+    /// Where an account is: the key's own at the API, another one at the operators' listener.
+    pub fn of(&self, whose: &Whose) -> (Self, String) {
+        match &whose.account {
+            None => (self.clone(), "/v1/account".into()),
+            Some(name) => (self.at(&whose.ops_url), format!("/admin/v1/accounts/{}", segment(name))),
+        }
     }
 
     pub fn base_url(&self) -> &str {

@@ -2,8 +2,10 @@
 
 pub mod accounts;
 pub mod amount;
+pub mod audit;
 pub mod bench;
 pub mod chat;
+pub mod exports;
 pub mod keys;
 pub mod ledger;
 pub mod limits;

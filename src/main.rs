@@ -49,6 +49,8 @@ async fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Keys(keys) => commands::keys::run(&keys).await?,
         Command::Members(members) => commands::members::run(&members).await?,
         Command::Ledger(ledger) => commands::ledger::run(&ledger).await?,
+        Command::Audit(audit) => commands::audit::run(&audit).await?,
+        Command::Exports(exports) => commands::exports::run(&exports).await?,
         Command::Accounts(accounts) => commands::accounts::run(&accounts).await?,
         Command::Migrate(migrate) => commands::migrate::run(&migrate).await?,
         Command::Bench(bench) => commands::bench::run(&bench).await?,

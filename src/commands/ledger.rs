@@ -8,8 +8,8 @@ use crate::cli::Ledger;
 use crate::client::{Client, ClientError};
 
 pub async fn run(ledger: &Ledger) -> Result<(), ClientError> {
-    let client = Client::new(&ledger.server)?;
-    let list = client.get(&format!("/v1/account/ledger?limit={}", ledger.limit)).await?;
+    let (client, account) = Client::new(&ledger.server)?.of(&ledger.whose);
+    let list = client.get(&format!("{account}/ledger?limit={}", ledger.limit)).await?;
     let mut table = Table::new(["time (UTC)", "kind", "amount", "outcome", "id", "memo"]);
     for row in keys::rows(&list)? {
         let text = |field: &str| row[field].as_str().unwrap_or("-").to_owned();

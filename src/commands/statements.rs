@@ -6,17 +6,18 @@ use serde_json::Value;
 use super::amount;
 use super::table::Table;
 use crate::cli::Statements;
-use crate::client::{Client, ClientError};
+use crate::client::{Client, ClientError, segment};
 
 pub async fn run(statements: &Statements) -> Result<(), ClientError> {
-    let client = Client::new(&statements.server)?;
+    let (client, account) = Client::new(&statements.server)?.of(&statements.whose);
+    let path = format!("{account}/statements");
     let text = match &statements.month {
-        None => months(&client.get("/v1/account/statements").await?)?,
+        None => months(&client.get(&path).await?)?,
         Some(month) if statements.csv => {
-            let request = client.request(Method::GET, &format!("/v1/account/statements/{month}?format=csv"));
+            let request = client.request(Method::GET, &format!("{path}/{}?format=csv", segment(month)));
             client.send(request).await?.text().await?
         }
-        Some(month) => statement(&client.get(&format!("/v1/account/statements/{month}")).await?)?,
+        Some(month) => statement(&client.get(&format!("{path}/{}", segment(month))).await?)?,
     };
     print!("{text}");
     Ok(())

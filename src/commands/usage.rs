@@ -12,14 +12,17 @@ const COUNTS: [(&str, &str); 3] =
     [("prompt", "prompt_tokens"), ("cached", "cached_tokens"), ("completion", "completion_tokens")];
 
 pub async fn run(usage: &Usage) -> Result<(), ClientError> {
-    let client = Client::new(&usage.server)?;
-    let text = if usage.by.is_empty() { requests(&client, usage).await? } else { sums(&client, usage).await? };
+    let (client, account) = Client::new(&usage.server)?.of(&usage.whose);
+    let text = match usage.by.is_empty() {
+        true => requests(&client, &format!("{account}/requests?limit={}", usage.limit)).await?,
+        false => sums(&client, format!("{account}/usage?group_by={}", usage.by.join(",")), usage).await?,
+    };
     print!("{text}");
     Ok(())
 }
 
-async fn requests(client: &Client, usage: &Usage) -> Result<String, ClientError> {
-    let list = client.get(&format!("/v1/account/requests?limit={}", usage.limit)).await?;
+async fn requests(client: &Client, path: &str) -> Result<String, ClientError> {
+    let list = client.get(path).await?;
     let columns = ["request", "model"].into_iter().chain(COUNTS.map(|(title, _)| title)).chain(["cost", "finish"]);
     let mut table = Table::new(columns);
     for row in rows(&list)? {
@@ -31,8 +34,7 @@ async fn requests(client: &Client, usage: &Usage) -> Result<String, ClientError>
     Ok(table.text())
 }
 
-async fn sums(client: &Client, usage: &Usage) -> Result<String, ClientError> {
-    let mut path = format!("/v1/account/usage?group_by={}", usage.by.join(","));
+async fn sums(client: &Client, mut path: String, usage: &Usage) -> Result<String, ClientError> {
     for (name, day) in [("from", &usage.from), ("to", &usage.to)] {
         if let Some(day) = day {
             path.push_str(&format!("&{name}={day}"));

@@ -6,6 +6,7 @@ import time
 
 import httpx
 import pytest
+from openai import APIStatusError
 
 from server import PATIENCE_S
 from talk import ask, connect
@@ -76,6 +77,50 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
         assert refused.returncode != 0 and said in refused.stderr, (arguments, refused.stderr)
     refused = server.cli("accounts", "--ops-url", server.ops_url, "--api-key", second, "--base-url", server.url)
     assert "the account that runs the server" in refused.stderr
+
+
+def test_the_operator_reads_and_limits_another_account(shop):
+    server, run, accounts, _ = shop
+    ops = ("--ops-url", server.ops_url)
+    run("prices", "set", "--input", "1", "--output", "4", *ops)
+    (key,) = KEY.findall(accounts("create", "acme", "--grant", "5"))
+    with connect(server, api_key=key) as client:
+        reply = ask(client)
+    cost = f"${reply.usage.cost_nano_usd / 1e9:.9f}"
+    as_acme = ("--api-key", key, "--base-url", server.url)
+    by_operator = ("--account", "acme", *ops)
+    for command in (("usage",), ("usage", "--by", "model,day"), ("ledger",), ("statements",), ("statements", reply_month(reply)),
+                    ("statements", reply_month(reply), "--csv"), ("limits",), ("audit",)):
+        seen = run(*command, *by_operator)
+        assert seen == run(*command, *as_acme), command
+        if command[0] in ("usage", "statements") and len(command) > 1:
+            assert cost in seen.replace("-$", "$") or cost[1:] in seen, (command, seen)
+    assert [row[0] for row in cells(run("usage", *by_operator))] == [reply.id]
+    assert run("usage").count("\n") == 1, "the operator's own account has asked nothing"
+
+    cap = run("limits", "set", "0", "--per", "day", *by_operator).split()[0]
+    with connect(server, api_key=key) as client, pytest.raises(APIStatusError, match="cap"):
+        ask(client)
+    assert cells(run("limits", *as_acme))[0][-1] == "operator"
+    assert "only the operator" in server.cli("limits", "remove", cap, *as_acme).stderr
+    assert "removed" in run("limits", "remove", cap, *by_operator)
+    assert [row[2] for row in cells(run("audit", "--limit", "2", *by_operator))] == ["limit.removed", "limit.set"]
+    everyone = cells(run("audit", "--all", "--limit", "100", *ops))
+    assert {row[1] for row in everyone} == {"acme", "local"} and everyone[-1][4] == "the server"
+    assert {row[1] for row in cells(run("audit", "--limit", "100"))} == {"local"}
+
+    # Nobody else: another account's key, and an account that is not there.
+    for command in (("usage",), ("usage", "--by", "day"), ("ledger",), ("statements",), ("statements", reply_month(reply)), ("limits",), ("audit",)):
+        refused = server.cli(*command, "--account", "local", *ops, *as_acme)
+        assert refused.returncode != 0 and "the account that runs the server" in refused.stderr, (command, refused)
+        missing = server.cli(*command, "--account", "nobody", *ops)
+        assert missing.returncode != 0 and "no account nobody" in missing.stderr, (command, missing)
+    assert "Nothing goes to Stripe yet" in run("exports", *ops)
+    assert "does not export" in server.cli("exports", "retry", *ops).stderr
+
+
+def reply_month(reply) -> str:
+    return time.strftime("%Y-%m", time.gmtime(reply.created))
 
 
 def test_keys_have_scopes_an_end_and_an_owner(shop):

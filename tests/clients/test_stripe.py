@@ -1,5 +1,6 @@
 """Revenue at Stripe: what its meter sums is what the ledger settled, to the nano-dollar, whatever fails in between."""
 
+import re
 import threading
 import time
 
@@ -180,6 +181,24 @@ def test_two_servers_export_each_hour_once(shop, stripe, own_server, database):
     delivered(admin)
     eventually(lambda: stripe.sum() == settled(server, key), "events of all requests")
     assert len(stripe.messages) == len(stripe.events), "something was sent twice"
+
+
+def test_the_command_line_shows_what_goes_to_stripe(shop, stripe):
+    server, admin, key = shop
+
+    def run(*arguments):
+        done = server.cli("exports", *arguments, "--ops-url", server.ops_url, "--base-url", server.url, "--api-key", server.key)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "Nothing goes to Stripe yet" in run()
+    spend(server, key)
+    export(admin)
+    delivered(admin)
+    rows = [re.split(r" {2,}", line) for line in run("list").splitlines()[1:]]
+    assert {(account, customer, status) for _, account, customer, _, _, status, *_ in rows} == {("acme", "cus_acme", "delivered")}
+    assert sum(round(float(row[4][1:]) * 1e9) for row in rows) == settled(server, key) > 0
+    assert run("retry") == "0 taken up again.\n" == run("retry", rows[0][0]), "what was delivered must not go out again"
 
 
 def test_who_is_tied_to_which_customer_is_checked(shop, own_server, stripe):

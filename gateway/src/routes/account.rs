@@ -3,6 +3,7 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use billing::{Balance, ExpiringCredit, GroupBy, LedgerRow, Price, Prices, RequestRow};
+use platform::AccountName;
 use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -67,13 +68,17 @@ pub async fn ledger(
     caller: Caller,
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
+    ledger_of(&platform, &caller.account, &page).await
+}
+
+pub async fn ledger_of(platform: &Platform, account: &AccountName, page: &Page) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
     if let Some(after) = &page.after
-        && !platform.ledger.has(&caller.account, after).await?
+        && !platform.ledger.has(account, after).await?
     {
         return Err(unknown_after("transaction"));
     }
-    let rows = platform.ledger.list(&caller.account, page.after.as_deref(), limit + 1).await?;
+    let rows = platform.ledger.list(account, page.after.as_deref(), limit + 1).await?;
     Ok(reply::page(&rows, limit, transaction))
 }
 
@@ -126,13 +131,17 @@ pub async fn requests(
     caller: Caller,
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
+    requests_of(&platform, &caller.account, &page).await
+}
+
+pub async fn requests_of(platform: &Platform, account: &AccountName, page: &Page) -> Result<HttpResponse, ApiError> {
     let limit = page.limit()?;
     if let Some(after) = &page.after
-        && !platform.journal.has(&caller.account, after).await?
+        && !platform.journal.has(account, after).await?
     {
         return Err(unknown_after("request"));
     }
-    let rows = platform.journal.list(&caller.account, page.after.as_deref(), limit + 1).await?;
+    let rows = platform.journal.list(account, page.after.as_deref(), limit + 1).await?;
     Ok(reply::page(&rows, limit, |known| row(&platform.prices, known)))
 }
 
@@ -175,6 +184,14 @@ pub async fn usage(
     caller: Caller,
     query: web::Query<UsageQuery>,
 ) -> Result<HttpResponse, ApiError> {
+    usage_of(&platform, &caller.account, &query).await
+}
+
+pub async fn usage_of(
+    platform: &Platform,
+    account: &AccountName,
+    query: &UsageQuery,
+) -> Result<HttpResponse, ApiError> {
     let names = query.group_by.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
     let mut by = Vec::new();
     for name in names {
@@ -194,7 +211,7 @@ pub async fn usage(
     };
     let to = day("to", &query.to)?.unwrap_or(now_ms().div_euclid(DAY_MS));
     let from = day("from", &query.from)?.unwrap_or(to - (USAGE_DAYS - 1));
-    let rows = platform.journal.usage(&caller.account, &by, from * DAY_MS, (to + 1) * DAY_MS).await?;
+    let rows = platform.journal.usage(account, &by, from * DAY_MS, (to + 1) * DAY_MS).await?;
     let data: Vec<Value> = rows
         .iter()
         .map(|row| {

@@ -17,7 +17,7 @@ pub struct Page {
     limit: Option<u32>,
     after: Option<String>,
     /// For the operator.
-    account: Option<String>,
+    pub account: Option<String>,
 }
 
 /// Changes that concern the caller's account, newest first.
@@ -29,14 +29,8 @@ pub async fn own(
     list(&platform, Some(&caller.account), &page).await
 }
 
-/// Changes of all accounts, or of one; the caller must be the operator.
-pub async fn all(platform: &Platform, page: &Page) -> Result<HttpResponse, ApiError> {
-    let account = page.account.as_deref().map(str::parse::<AccountName>).transpose();
-    let account = account.map_err(|error| ApiError::param("account", error.to_string()))?;
-    list(platform, account.as_ref(), page).await
-}
-
-async fn list(platform: &Platform, account: Option<&AccountName>, page: &Page) -> Result<HttpResponse, ApiError> {
+/// Changes of one account, or of all.
+pub async fn list(platform: &Platform, account: Option<&AccountName>, page: &Page) -> Result<HttpResponse, ApiError> {
     let limit = page_limit(page.limit)?;
     let account = account.map(AccountName::as_str);
     if let Some(after) = &page.after

@@ -30,11 +30,16 @@ const CSV_HEADING: [&str; 12] = [
 
 /// Months in which something happened, oldest first.
 pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpResponse, ApiError> {
-    let months = platform.ledger.statement_months(&caller.account).await?;
+    list_of(&platform, &caller.account, "/v1/account").await
+}
+
+/// `at`: where the account is found.
+pub async fn list_of(platform: &Platform, account: &AccountName, at: &str) -> Result<HttpResponse, ApiError> {
+    let months = platform.ledger.statement_months(account).await?;
     let data: Vec<Value> = months
         .iter()
         .map(|month| {
-            let path = format!("/v1/account/statements/{month}");
+            let path = format!("{at}/statements/{month}");
             json!({ "object": "account.statement", "month": month.to_string(), "path": path })
         })
         .collect();
@@ -52,7 +57,16 @@ pub async fn show(
     month: web::Path<String>,
     form: web::Query<Form>,
 ) -> Result<HttpResponse, ApiError> {
-    let month = Month::parse(&month).filter(|month| *month <= Month::of_ms(now_ms()));
+    show_of(&platform, &caller.account, &month, &form).await
+}
+
+pub async fn show_of(
+    platform: &Platform,
+    account: &AccountName,
+    month: &str,
+    form: &Form,
+) -> Result<HttpResponse, ApiError> {
+    let month = Month::parse(month).filter(|month| *month <= Month::of_ms(now_ms()));
     let month =
         month.ok_or_else(|| ApiError::param("month", "month must be this month or an earlier one, such as 2026-11"))?;
     let as_csv = match form.format.as_deref() {
@@ -60,11 +74,11 @@ pub async fn show(
         Some("csv") => true,
         Some(_) => return Err(ApiError::param("format", "format must be json or csv")),
     };
-    let statement = platform.ledger.statement(&caller.account, month).await?;
+    let statement = platform.ledger.statement(account, month).await?;
     if !as_csv {
-        return Ok(HttpResponse::Ok().json(shown(&caller.account, &statement)));
+        return Ok(HttpResponse::Ok().json(shown(account, &statement)));
     }
-    let name = format!("statement-{}-{month}.csv", caller.account);
+    let name = format!("statement-{account}-{month}.csv");
     let attachment = ContentDisposition {
         disposition: DispositionType::Attachment,
         parameters: vec![DispositionParam::Filename(name)],

@@ -3,7 +3,7 @@
 use actix_web::{HttpResponse, web};
 
 use super::super::audit::{self, Page};
-use super::Operator;
+use super::{Operator, account_in_field};
 use crate::error::ApiError;
 use crate::state::Platform;
 
@@ -12,5 +12,9 @@ pub async fn list(
     _: Operator,
     page: web::Query<Page>,
 ) -> Result<HttpResponse, ApiError> {
-    audit::all(&platform, &page).await
+    let account = match &page.account {
+        Some(name) => Some(account_in_field(&platform, name).await?),
+        None => None,
+    };
+    audit::list(&platform, account.as_ref(), &page).await
 }

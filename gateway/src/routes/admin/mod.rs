@@ -2,6 +2,7 @@
 
 mod accounts;
 mod audit;
+mod books;
 mod exports;
 mod prices;
 mod reconciliation;
@@ -30,6 +31,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
         .route("/admin/v1/accounts/{account}/limits", web::get().to(accounts::limits))
         .route("/admin/v1/accounts/{account}/limits", web::post().to(accounts::add_limit))
         .route("/admin/v1/accounts/{account}/limits/{id}", web::delete().to(accounts::remove_limit))
+        .route("/admin/v1/accounts/{account}/requests", web::get().to(books::requests))
+        .route("/admin/v1/accounts/{account}/usage", web::get().to(books::usage))
+        .route("/admin/v1/accounts/{account}/ledger", web::get().to(books::ledger))
+        .route("/admin/v1/accounts/{account}/statements", web::get().to(books::statements))
+        .route("/admin/v1/accounts/{account}/statements/{month}", web::get().to(books::statement))
         .route("/admin/v1/reconciliation", web::get().to(reconciliation::show))
         .route("/admin/v1/audit", web::get().to(audit::list))
         .route("/admin/v1/export", web::get().to(exports::list))
