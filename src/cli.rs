@@ -502,6 +502,10 @@ pub enum AccountsAction {
         #[arg(long, value_name = "KIND", value_parser = ["prepaid", "unlimited"])]
         credit: String,
     },
+    /// Let an account's keys open nothing, until it is resumed
+    Suspend { name: String },
+    /// Let them open again what they did
+    Resume { name: String },
     /// Make a key for an account that has lost its own; it is shown once
     Key { name: String },
     /// Keys of an account, without their secret part

@@ -90,6 +90,8 @@ pub enum AccountError {
     KeyForm,
     #[error("there is no account {name}; there are {known}")]
     NoAccount { name: String, known: String },
+    #[error("the account {0} is suspended and cannot run a server; name another with --account")]
+    Suspended(String),
     #[error("the account has no member {0:?}")]
     NoMember(String),
     #[error("a key of a member who is {role} cannot have the scopes {scopes}")]
@@ -123,12 +125,16 @@ impl From<sqlx::Error> for AccountError {
 pub enum KeyRefusal {
     Unknown,
     Expired,
+    /// Its account is.
+    Suspended,
 }
 
 /// A key that is not revoked.
 #[derive(Debug)]
 struct Valid {
     caller: Caller,
+    /// Its account is.
+    suspended: bool,
     last_used_ms: AtomicI64,
     /// What the database has of that.
     written_ms: AtomicI64,
@@ -157,8 +163,8 @@ impl Accounts {
     pub async fn reload(&self) -> Result<(), AccountError> {
         let _reading = self.reading.lock().await;
         let rows = sqlx::query(
-            "SELECT k.*, m.role FROM api_keys k LEFT JOIN members m ON m.account = k.account AND m.name = k.member \
-             WHERE k.revoked_ms IS NULL",
+            "SELECT k.*, m.role, a.suspended_ms FROM api_keys k JOIN accounts a ON a.name = k.account \
+             LEFT JOIN members m ON m.account = k.account AND m.name = k.member WHERE k.revoked_ms IS NULL",
         )
         .fetch_all(self.db.pool())
         .await?;
@@ -179,7 +185,8 @@ impl Accounts {
             let used = row.try_get::<Option<i64>, _>("last_used_ms")?.unwrap_or(0);
             let caller =
                 Caller { account, key_id: row.try_get("id")?, scopes, member, expires_ms: row.try_get("expires_ms")? };
-            let key = Valid { caller, last_used_ms: used.into(), written_ms: used.into() };
+            let suspended = row.try_get::<Option<i64>, _>("suspended_ms")?.is_some();
+            let key = Valid { caller, suspended, last_used_ms: used.into(), written_ms: used.into() };
             valid.insert(*hash.as_bytes(), Arc::new(key));
         }
         let mut held = self.valid.write().unwrap_or_else(|p| p.into_inner());
@@ -195,6 +202,9 @@ impl Accounts {
     /// Makes the first account and its key. `given` is a key of the operator's choice. Returns a key that was made just now.
     pub async fn bootstrap(&self, account: &AccountName, given: Option<&str>) -> Result<Option<String>, AccountError> {
         let made = self.insert_account(account, Credit::Unlimited, None).await?;
+        if self.suspended_ms(account).await?.is_some() {
+            return Err(AccountError::Suspended(account.to_string()));
+        }
         if let Some(key) = given {
             check_form(key)?;
             if self.verify(key).is_err() {
@@ -310,6 +320,9 @@ impl Accounts {
         if key.caller.expires_ms.is_some_and(|expires| expires <= now) {
             return Err(KeyRefusal::Expired);
         }
+        if key.suspended {
+            return Err(KeyRefusal::Suspended);
+        }
         key.last_used_ms.store(now, Ordering::Relaxed);
         Ok(key.caller.clone())
     }
@@ -357,6 +370,37 @@ impl Accounts {
     pub async fn exists(&self, account: &AccountName) -> Result<bool, AccountError> {
         let found = sqlx::query("SELECT 1 FROM accounts WHERE name = $1").bind(account.as_str());
         Ok(found.fetch_optional(self.db.pool()).await?.is_some())
+    }
+
+    /// Since when the account is suspended, if it is.
+    pub async fn suspended_ms(&self, account: &AccountName) -> Result<Option<i64>, AccountError> {
+        let found = sqlx::query("SELECT suspended_ms FROM accounts WHERE name = $1").bind(account.as_str());
+        let row = found.fetch_optional(self.db.pool()).await?;
+        Ok(row.map(|row| row.try_get("suspended_ms")).transpose()?.flatten())
+    }
+
+    /// Closes the account to its keys, or opens it again. What runs ends as it began. False where it is like that already.
+    pub async fn set_suspended(
+        &self,
+        account: &AccountName,
+        suspended: bool,
+        by: Option<&Caller>,
+    ) -> Result<bool, AccountError> {
+        let action = if suspended { "account.suspended" } else { "account.resumed" };
+        let mut transaction = self.db.write(&members_lock(account)).await?;
+        let updated = sqlx::query(
+            "UPDATE accounts SET suspended_ms = $2 WHERE name = $1 AND (suspended_ms IS NULL) <> ($2 IS NULL)",
+        );
+        let updated = updated.bind(account.as_str()).bind(suspended.then(now_ms));
+        let changed = updated.execute(&mut *transaction).await?.rows_affected() > 0;
+        if changed {
+            let change = Change { account, action, subject: account.as_str(), detail: json!({}) };
+            audit::note(&mut transaction, by, &change).await?;
+            changes::note(&mut transaction, changes::KEYS).await?;
+        }
+        transaction.commit().await?;
+        self.reload().await?;
+        Ok(changed)
     }
 
     /// Ends a key at once. False where the account has no such key.
@@ -549,7 +593,7 @@ impl From<AccountError> for ApiError {
             AccountError::MayNotName { .. } | AccountError::OwnersOnly(_) => {
                 Self::new(StatusCode::FORBIDDEN, error.to_string())
             }
-            AccountError::LastOwner(_) | AccountError::FirstMember(_) => {
+            AccountError::LastOwner(_) | AccountError::FirstMember(_) | AccountError::Suspended(_) => {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }
             AccountError::Db(_) => Self::internal(error),
@@ -644,6 +688,28 @@ mod tests {
             assert!(accounts.remove_member(&account, "ann", None).await.unwrap());
             assert_eq!(accounts.verify(&key), Err(KeyRefusal::Unknown));
             assert!(!accounts.remove_member(&account, "ann", None).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_suspended_account_opens_nothing_until_it_is_resumed_and_runs_no_server() {
+        for db in platform::testing::databases().await {
+            let accounts = Accounts::open(db.clone()).await.unwrap();
+            let [acme, local]: [AccountName; 2] = ["acme", "local"].map(|name| name.parse().unwrap());
+            let key = accounts.create(&acme, Credit::Prepaid, None).await.unwrap().unwrap();
+            let other = accounts.create(&local, Credit::Prepaid, None).await.unwrap().unwrap();
+            assert!(accounts.set_suspended(&acme, true, None).await.unwrap());
+            assert!(!accounts.set_suspended(&acme, true, None).await.unwrap(), "it is already");
+            assert_eq!(accounts.verify(&key), Err(KeyRefusal::Suspended));
+            let made = accounts.create_key(&acme, &NewKey::named("spare"), None).await.unwrap().secret;
+            assert_eq!(accounts.verify(&made), Err(KeyRefusal::Suspended));
+            assert!(accounts.verify(&other).is_ok());
+            assert!(matches!(accounts.bootstrap(&acme, None).await, Err(AccountError::Suspended(_))));
+            let again = Accounts::open(db).await.unwrap();
+            assert_eq!(again.verify(&key), Err(KeyRefusal::Suspended));
+            assert!(again.set_suspended(&acme, false, None).await.unwrap());
+            assert!(!again.set_suspended(&acme, false, None).await.unwrap());
+            assert!(again.verify(&key).is_ok() && again.bootstrap(&acme, None).await.is_ok());
         }
     }
 

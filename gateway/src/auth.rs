@@ -37,6 +37,10 @@ pub fn caller(request: &HttpRequest) -> Result<Caller, ApiError> {
     let caller = platform.accounts.verify(key.trim()).map_err(|refusal| match refusal {
         KeyRefusal::Unknown => refused("this API key is not valid; it is wrong, or it was revoked"),
         KeyRefusal::Expired => refused("this API key has expired"),
+        KeyRefusal::Suspended => {
+            let message = "this account is suspended: whoever runs the server can resume it";
+            ApiError::new(StatusCode::FORBIDDEN, message).with_code("account_suspended")
+        }
     })?;
     match Scope::of_path(request.path(), request.method().is_safe()) {
         Some(scope) if !caller.scopes.has(scope) => {

@@ -26,12 +26,9 @@ async fn online(client: &Client, action: &AccountsAction) -> Result<(), ClientEr
         }
         AccountsAction::Create { name, prepaid, grant } => create(client, name, *prepaid, *grant).await?,
         AccountsAction::Credit(change) => credit(client, change).await?,
-        AccountsAction::Set { name, credit } => {
-            let path = format!("/admin/v1/accounts/{}", segment(name));
-            let request = client.request(Method::PATCH, &path).json(&json!({ "credit": credit }));
-            let account = client.send(request).await?.json().await?;
-            print!("{}", table(&[account]));
-        }
+        AccountsAction::Set { name, credit } => change(client, name, &json!({ "credit": credit })).await?,
+        AccountsAction::Suspend { name } => change(client, name, &json!({ "suspended": true })).await?,
+        AccountsAction::Resume { name } => change(client, name, &json!({ "suspended": false })).await?,
         AccountsAction::Key { name } => {
             let path = format!("/admin/v1/accounts/{}/keys", segment(name));
             keys::print_once(&client.post(&path, &json!({ "name": "by the operator" })).await?)?;
@@ -64,6 +61,12 @@ async fn create(client: &Client, name: &str, prepaid: bool, grant: Option<i64>) 
     Ok(())
 }
 
+async fn change(client: &Client, name: &str, body: &Value) -> Result<(), ClientError> {
+    let request = client.request(Method::PATCH, &format!("/admin/v1/accounts/{}", segment(name))).json(body);
+    print!("{}", table(&[client.send(request).await?.json().await?]));
+    Ok(())
+}
+
 async fn credit(client: &Client, change: &ChangeCredit) -> Result<(), ClientError> {
     let body = json!({
         "account": change.name,
@@ -79,11 +82,12 @@ async fn credit(client: &Client, change: &ChangeCredit) -> Result<(), ClientErro
 }
 
 fn table(accounts: &[Value]) -> String {
-    let mut table = Table::new(["account", "credit", "balance", "reserved"]);
+    let mut table = Table::new(["account", "credit", "balance", "reserved", "state"]);
     for account in accounts {
         let text = |field: &str| account[field].as_str().unwrap_or("-").to_owned();
         let [balance, reserved] = ["balance_nano_usd", "reserved_nano_usd"].map(|field| amount::of(account, field));
-        table.push([text("id"), text("credit"), balance, reserved]);
+        let state = if account["suspended_at"].is_null() { "active" } else { "suspended" };
+        table.push([text("id"), text("credit"), balance, reserved, state.into()]);
     }
     table.text()
 }

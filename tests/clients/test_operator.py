@@ -6,7 +6,7 @@ import time
 
 import httpx
 import pytest
-from openai import APIStatusError
+from openai import APIStatusError, PermissionDeniedError
 
 from server import PATIENCE_S
 from talk import ask, connect
@@ -39,12 +39,12 @@ def cells(table: str) -> list[list[str]]:
 
 def test_an_account_is_made_credited_changed_and_given_keys(shop):
     server, run, accounts, _ = shop
-    assert cells(accounts()) == [["local", "unlimited", "$0.000000000", "$0.000000000"]]
+    assert cells(accounts()) == [["local", "unlimited", "$0.000000000", "$0.000000000", "active"]]
     made = accounts("create", "acme", "--prepaid", "--grant", "0.000000001")
     (key,) = KEY.findall(made)
     assert "not shown again" in made and "$0.000000001" in made
     assert cells(accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7", "--memo", "paid")) == [
-        ["acme", "prepaid", "$5.000000001", "$0.000000000"]]
+        ["acme", "prepaid", "$5.000000001", "$0.000000000", "active"]]
     assert "$5.000000001" in accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7"), "a repeat counted twice"
     assert "$4.500000001" in accounts("credit", "acme", "--kind", "adjust", "-0.5")
     assert "unlimited" in accounts("set", "acme", "--credit", "unlimited")
@@ -117,6 +117,50 @@ def test_the_operator_reads_and_limits_another_account(shop):
         assert missing.returncode != 0 and "no account nobody" in missing.stderr, (command, missing)
     assert "Nothing goes to Stripe yet" in run("exports", *ops)
     assert "does not export" in server.cli("exports", "retry", *ops).stderr
+
+
+def test_a_suspended_account_is_closed_to_its_keys_until_it_is_resumed(shop, own_server):
+    server, run, accounts, database = shop
+    (key,) = KEY.findall(accounts("create", "acme"))
+    # On PostgreSQL another server has the account too, and must know within a second.
+    servers = [server, own_server(*database).start()] if database else [server]
+    bearer = {"authorization": f"Bearer {key}"}
+
+    def answers(status):
+        for one in servers:
+            deadline = time.monotonic() + (0.2 if one is server else 1.5)
+            while (answer := httpx.get(f"{one.url}/v1/account", headers=bearer)).status_code != status:
+                assert time.monotonic() < deadline, (one is server, answer.text)
+                time.sleep(0.02)
+        return answer
+
+    with connect(server, api_key=key) as client:
+        running = client.chat.completions.create(model="myriad-mini", messages=[{"role": "user", "content": "Hello"}],
+                                                 max_tokens=900, stream=True, extra_body={"ignore_eos": True})
+        next(iter(running))
+        assert cells(accounts("suspend", "acme"))[0][-1] == "suspended"
+        refused = answers(403).json()["error"]
+        assert (refused["code"], refused["type"]) == ("account_suspended", "permission_error") and "resume it" in refused["message"]
+        with pytest.raises(PermissionDeniedError, match="suspended"):
+            ask(client)
+        # What ran is answered in full.
+        *_, last = running
+        assert last.choices[0].finish_reason == "length"
+    assert {row[0]: row[-1] for row in cells(accounts())} == {"acme": "suspended", "local": "active"}
+    (spare,) = KEY.findall(accounts("key", "acme"))
+    assert httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {spare}"}).status_code == 403
+    accounts("suspend", "acme")
+    server.kill()
+    server.start()
+    answers(403)
+    assert cells(accounts("resume", "acme"))[0][-1] == "active"
+    answers(200)
+    with connect(server, api_key=key) as client:
+        ask(client)
+    changes = [row[2:5] for row in cells(run("audit", "--account", "acme", "--ops-url", server.ops_url)) if row[2].startswith("account.")]
+    assert changes == [["account.resumed", "acme", "local"], ["account.suspended", "acme", "local"], ["account.created", "acme", "local"]]
+    assert "runs the server" in server.cli("accounts", "suspend", "local", "--ops-url", server.ops_url).stderr
+    assert "no account nobody" in server.cli("accounts", "suspend", "nobody", "--ops-url", server.ops_url).stderr
 
 
 def reply_month(reply) -> str:

@@ -38,6 +38,7 @@ async fn shown(platform: &Platform, name: &AccountName) -> Result<Value, ApiErro
     }
     shown["expiring"] = expiring(&platform.ledger.expiring(name).await?);
     let customer = platform.outside.exports.customer(name).await?;
+    shown["suspended_at"] = platform.accounts.suspended_ms(name).await?.map(|ms| ms / 1000).into();
     shown["stripe_since"] = customer.as_ref().map(|customer| customer.since_ms / 1000).into();
     shown["stripe_customer"] = customer.map(|customer| customer.id).into();
     Ok(shown)
@@ -92,7 +93,12 @@ pub async fn change(
     body: StrictObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = account_at(&platform, &name).await?;
-    let fields = body.fields(&["credit", "stripe_customer", "stripe_since"])?;
+    let fields = body.fields(&["credit", "suspended", "stripe_customer", "stripe_since"])?;
+    let suspended = fields.truth("suspended")?;
+    if suspended == Some(true) && name == platform.operator {
+        let message = "this account runs the server: suspended, it could not resume itself";
+        return Err(ApiError::param("suspended", message));
+    }
     if let Some(credit) = credit_kind(&fields)? {
         // What this server has set aside is not owed.
         platform.wallets.give_back(&name).await?;
@@ -101,6 +107,11 @@ pub async fn change(
         let change = Change { account: &name, action: "account.credit_kind", subject: name.as_str(), detail };
         platform.audit.add(&caller, &change).await;
         tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
+    }
+    if let Some(suspended) = suspended
+        && platform.accounts.set_suspended(&name, suspended, Some(&caller)).await?
+    {
+        tracing::info!(account = %name, suspended, "an account was suspended or resumed");
     }
     if let Some(customer) = fields.given("stripe_customer") {
         tie(&platform, &name, customer, &fields).await?;
