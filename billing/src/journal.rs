@@ -12,7 +12,7 @@ pub use instances::{nobody_lives, servers_live};
 use crate::faults::Faults;
 use crate::outbox;
 use crate::writer::{Later, Settled, Settlement, Write, Writer};
-use crate::{BillingError, Charge, Prices};
+use crate::{BillingError, Charge, Prices, wallet};
 
 /// What a request used. The engine's count, never an estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -192,6 +192,7 @@ impl Journal {
     pub async fn close(&self) -> Result<(), BillingError> {
         self.flush().await?;
         outbox::release(&self.db, &self.instance).await?;
+        wallet::forget_wants(&self.db, &self.instance).await?;
         let left = sqlx::query(
             "SELECT 1 FROM requests WHERE instance = $1 AND finish = 'running' \
              UNION SELECT 1 FROM reservations WHERE instance = $1 AND closed_ms IS NULL",

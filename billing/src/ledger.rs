@@ -387,6 +387,13 @@ async fn project(
             .bind(reservation)
             .bind(amount),
         ),
+        Command::Release { reservation, amount } => Some(
+            sqlx::query(
+                "UPDATE reservations SET amount = amount - $2 WHERE id = $1 AND closed_ms IS NULL AND amount >= $2",
+            )
+            .bind(reservation)
+            .bind(amount),
+        ),
         Command::Void { reservation } => Some(
             sqlx::query("UPDATE reservations SET amount = 0, closed_ms = $2 WHERE id = $1 AND closed_ms IS NULL AND amount = $3")
                 .bind(reservation)

@@ -347,17 +347,19 @@ impl Limits {
             .await?;
         transaction.commit().await?;
         let others = leased.values().sum::<Nano>() - own;
-        Ok(Lease { leased: own + more, others, spent: spent.get(instance).copied().unwrap_or(0) })
+        let own_spent = spent.get(instance).copied().unwrap_or(0);
+        let others_spent = spent.values().sum::<Nano>() - own_spent;
+        Ok(Lease { leased: own + more, others, others_spent, spent: own_spent })
     }
 
-    /// Gives back what a server has leased of an account's caps and not spent; `settled` is what it has, by meter.
+    /// Gives back what a server has leased of an account's caps and does not use; `kept` is what it still needs, by meter.
     pub(crate) async fn give_back(
         &self,
         account: &AccountName,
         instance: &str,
-        settled: &[(Meter, Nano)],
+        kept: &[(Meter, Nano)],
     ) -> Result<(), BillingError> {
-        for (meter, amount) in settled {
+        for (meter, amount) in kept {
             meter
                 .query(
                     "UPDATE cap_leases SET amount = $7 WHERE account = $1 AND scope = $2 AND subject = $3 AND period = $4 \
@@ -373,11 +375,12 @@ impl Limits {
     }
 }
 
-/// What a server may spend in a period altogether, what the others may, and what it has spent.
+/// What a server may spend in a period altogether, what the others may and what they have spent, and what it has spent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lease {
     pub leased: Nano,
     pub others: Nano,
+    pub others_spent: Nano,
     pub spent: Nano,
 }
 

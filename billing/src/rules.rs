@@ -73,6 +73,8 @@ pub enum Command {
     Settle { reservation: String, amount: Nano },
     /// Gives back what is still set aside, and closes the name.
     Void { reservation: String },
+    /// Gives back a part of what is set aside; the name stays open.
+    Release { reservation: String, amount: Nano },
     /// Takes away credit that ran out of time.
     Expire { amount: Nano },
     /// Gives back what was settled.
@@ -92,6 +94,7 @@ impl Command {
             Self::Extend { .. } => "extend",
             Self::Settle { .. } => "settle",
             Self::Void { .. } => "void",
+            Self::Release { .. } => "release",
             Self::Expire { .. } => "expire",
             Self::Refund { .. } => "refund",
             Self::Adjust { .. } => "adjust",
@@ -113,6 +116,7 @@ impl Command {
             Self::Reserve { reservation, .. }
             | Self::Extend { reservation, .. }
             | Self::Settle { reservation, .. }
+            | Self::Release { reservation, .. }
             | Self::Void { reservation } => Some(reservation),
             _ => None,
         }
@@ -126,6 +130,7 @@ impl Command {
             | Self::Reserve { amount, .. }
             | Self::Extend { amount, .. }
             | Self::Settle { amount, .. }
+            | Self::Release { amount, .. }
             | Self::Expire { amount }
             | Self::Refund { amount }
             | Self::Adjust { amount }
@@ -248,6 +253,13 @@ pub fn decide(standing: &Standing, command: &Command) -> Result<Entries, Refusal
             }
             moved(amount, Held, Revenue)
         }
+        Command::Release { amount, .. } => {
+            let amount = positive(*amount)?;
+            if amount > open()?.amount {
+                return Err(Refusal::OverReserved);
+            }
+            moved(amount, Held, Available)
+        }
         Command::Void { .. } => moved(open()?.amount, Held, Available),
         Command::Expire { amount } => match positive(*amount)? {
             amount if amount > standing.available => return Err(Refusal::InsufficientCredit),
@@ -369,6 +381,19 @@ mod tests {
                 open,
                 Command::Void { reservation: r() },
                 Ok([(Held, -20), (Available, 20)]),
+            ),
+            (
+                "a part of it can be given back",
+                open,
+                Command::Release { reservation: r(), amount: 20 },
+                Ok([(Held, -20), (Available, 20)]),
+            ),
+            ("and no more", open, Command::Release { reservation: r(), amount: 21 }, Err(Refusal::OverReserved)),
+            (
+                "nothing of what is closed",
+                closed,
+                Command::Release { reservation: r(), amount: 1 },
+                Err(Refusal::ReservationClosed),
             ),
             ("once", closed, Command::Void { reservation: r() }, Err(Refusal::ReservationClosed)),
             ("what is held does not expire", open, Command::Expire { amount: 11 }, Err(Refusal::InsufficientCredit)),

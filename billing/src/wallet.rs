@@ -4,6 +4,8 @@
 //! ledger is asked only when it is used up, and gets back what is left when the account has been quiet for a while. So the
 //! decision costs no write, and no two servers ever wait for each other on an account's row.
 
+mod others;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +18,8 @@ use tokio::sync::Notify;
 use crate::limits::{Limits, Meter, Origin, Spender};
 use crate::rules::{Command, Credit, Nano, Refusal};
 use crate::{BillingError, Journal, Ledger};
+
+pub(crate) use others::forget_wants;
 
 /// Most that is set aside beyond what is needed: one dollar.
 const SPARE: Nano = 1_000_000_000;
@@ -76,6 +80,8 @@ struct Purse {
     asking: Arc<tokio::sync::Mutex<()>>,
     /// Told when a request gives credit back.
     given_back: Notify,
+    /// Held while other servers are asked; when that began which ended last.
+    asking_others: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -100,9 +106,12 @@ struct State {
 /// A cap's count on this server. What runs under it is in [`State::running`].
 #[derive(Debug, Default, Clone, Copy)]
 struct Count {
-    /// What this server may spend in the period, and what the others may, both as of the last time that it asked.
+    /// What this server may spend in the period, and what the others may, both as of the last time that it asked. Without the
+    /// others' part it has to ask before it spends more.
     leased: Nano,
-    others: Nano,
+    others: Option<Nano>,
+    /// What the others have spent.
+    others_spent: Nano,
     /// What this server has spent and is in the books, never too little: with a cap or without one.
     spent: Nano,
 }
@@ -150,7 +159,18 @@ impl State {
     /// a higher cap may have leased more than this one allows.
     fn free_under(&self, (meter, cap): &(Meter, Nano)) -> Nano {
         let Some(count) = self.meters.get(meter) else { return 0 };
-        count.leased.min(cap - count.others) - count.spent - self.running_in(meter)
+        let free = |leased: Nano| leased - count.spent - self.running_in(meter);
+        count.others.map_or_else(|| free(count.leased).min(0), |others| free(count.leased.min(cap - others)))
+    }
+
+    /// Whether the caps would allow so much if the other servers gave back what they have leased and not spent.
+    fn others_could_do(&self, least: Nano, caps: &[(Meter, Nano)]) -> bool {
+        caps.iter().all(|cap| {
+            let Some(count) = self.meters.get(&cap.0) else { return true };
+            let unspent = count.others.is_none_or(|others| others > count.others_spent);
+            let most = cap.1 - count.others_spent - count.spent - self.running_in(&cap.0);
+            self.free_under(cap) >= least || (unspent && most >= least)
+        })
     }
 
     fn running_in(&self, meter: &Meter) -> Nano {
@@ -182,16 +202,24 @@ impl State {
         }
     }
 
-    /// Lets go of what is leased under caps. Returns what of that is used, by meter.
+    /// Lets go of what is leased under caps and not used. Returns what stays leased, by meter.
     fn let_go(&mut self) -> Vec<(Meter, Nano)> {
-        let meters = std::mem::take(&mut self.meters);
-        // Of a meter whose lease was never answered nobody knows here what is used.
-        let leased = meters.into_iter().filter(|(_, count)| count.leased > 0);
-        let used = |(meter, count): (Meter, Count)| {
-            let used = count.spent + self.running_in(&meter);
-            (meter, used)
-        };
-        leased.map(used).collect()
+        let mut kept = Vec::new();
+        let mut meters = std::mem::take(&mut self.meters);
+        meters.retain(|meter, count| {
+            // Of a meter whose lease was never answered nobody knows here what is used.
+            if count.leased == 0 {
+                return false;
+            }
+            let running = self.running_in(meter);
+            // Where nothing runs the books have all that is used. What the others may spend is to be asked for again.
+            count.leased = if running > 0 { count.leased.min(count.spent + running) } else { 0 };
+            count.others = None;
+            kept.push((meter.clone(), count.leased));
+            running > 0
+        });
+        self.meters = meters;
+        kept
     }
 
     /// Whether there is something that the ledger could have back.
@@ -338,6 +366,7 @@ impl Wallets {
     pub fn new(ledger: Ledger, journal: Journal, limits: Limits) -> Self {
         let shared =
             Arc::new(Shared { ledger, journal, limits, purses: Mutex::default(), commands: AtomicU64::new(0) });
+        tokio::spawn(others::hear(Arc::downgrade(&shared)));
         let weak = Arc::downgrade(&shared);
         tokio::spawn(async move {
             loop {
@@ -380,6 +409,7 @@ impl Wallets {
                 state: Mutex::default(),
                 asking: Arc::default(),
                 given_back: Notify::new(),
+                asking_others: tokio::sync::Mutex::default(),
             })
         };
         purses.entry(account.clone()).or_insert_with(fresh).clone()
@@ -395,15 +425,27 @@ impl Wallets {
         use Refusal::{CapReached, InsufficientCredit};
         // What came into the books while they were read counts twice until they are read again.
         let mut exact = false;
+        let mut asked = false;
         loop {
             let mut given_back = std::pin::pin!(purse.given_back.notified());
-            match self.take_now(purse, least, wanted, terms).await? {
-                Err(InsufficientCredit | CapReached) if purse.state().somebody_runs() => given_back.await,
-                // The last one that ran gave back in between.
-                Err(InsufficientCredit | CapReached) if given_back.as_mut().enable() => {}
-                Err(CapReached) if !exact => exact = true,
+            let refusal = match self.take_now(purse, least, wanted, terms).await? {
+                Err(refusal @ (InsufficientCredit | CapReached)) => refusal,
                 answer => return Ok(answer),
+            };
+            // Once, until something has changed here.
+            if !std::mem::replace(&mut asked, true) && self.ask_others(purse, refusal, least, &terms.caps).await? {
+                continue;
             }
+            if purse.state().somebody_runs() {
+                given_back.await;
+            } else if given_back.as_mut().enable() {
+                // The last one that ran gave back in between.
+            } else if refusal == CapReached && !exact {
+                exact = true;
+            } else {
+                return Ok(Err(refusal));
+            }
+            asked = false;
         }
     }
 
@@ -505,7 +547,7 @@ impl Wallets {
         let count = state.meters.entry(meter.clone()).or_default();
         // What came into the books meanwhile may be in the answer as well: the next one puts that right.
         count.spent += lease.spent - spent_before;
-        (count.leased, count.others) = (lease.leased, lease.others);
+        (count.leased, count.others, count.others_spent) = (lease.leased, Some(lease.others), lease.others_spent);
         Ok(state.free_under(cap) >= least)
     }
 
@@ -562,7 +604,7 @@ impl Wallets {
         state.unanswered = None;
         match answer {
             // What is given back was forgotten before.
-            Ok(()) if matches!(command, Command::Void { .. }) => Ok(Ok(())),
+            Ok(()) if matches!(command, Command::Void { .. } | Command::Release { .. }) => Ok(Ok(())),
             Ok(()) => {
                 state.reservation = command.reservation().map(str::to_owned);
                 state.amount += command.amount();
@@ -609,8 +651,8 @@ impl Wallets {
     pub async fn limits_changed(&self) -> Result<(), BillingError> {
         for purse in self.all() {
             let _asking = purse.asking.lock().await;
-            let leased = purse.state().let_go();
-            self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
+            let kept = purse.state().let_go();
+            self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &kept).await?;
         }
         Ok(())
     }
@@ -641,18 +683,18 @@ impl Wallets {
         let _asking = purse.asking.lock().await;
         // It may be a reservation that nobody else knows of.
         self.repeat_unanswered(purse).await?;
-        let (leased, command) = {
+        let (kept, command) = {
             let mut state = purse.state();
             if state.holders > 0 {
                 return Ok(());
             }
-            let leased = state.let_go();
+            let kept = state.let_go();
             let command = state.forget().map(|reservation| (self.command_id(), Command::Void { reservation }));
             // Before anything is waited for: who calls this may go away, and then the next one gives it back.
             state.unanswered = command.clone();
-            (leased, command)
+            (kept, command)
         };
-        self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &leased).await?;
+        self.shared.limits.give_back(&purse.account, self.shared.journal.instance(), &kept).await?;
         if let Some((id, command)) = command {
             self.add(purse, id, command).await?.ok();
         }

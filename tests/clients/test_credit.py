@@ -9,6 +9,7 @@ import httpx
 import pytest
 from openai import APIStatusError
 
+from server import PATIENCE_S, postgres_database
 from talk import connect
 
 pytestmark = pytest.mark.books
@@ -28,6 +29,61 @@ def shop(own_server, database):
         made = admin.post("/admin/v1/accounts", json={"id": "acme", "credit": "prepaid"})
         assert made.status_code == 201 and made.json()["balance_nano_usd"] == 0
         yield server, admin, made.json()["key"]
+
+
+@pytest.fixture
+def shops(own_server):
+    """The same, on two servers that share a PostgreSQL database."""
+    arguments = ("--database", postgres_database())
+    first, second = own_server(*arguments).start(), own_server(*arguments).start()
+    with first.http() as http, httpx.Client(base_url=first.ops_url, headers=http.headers) as admin:
+        admin.post("/admin/v1/prices", json={"input": INPUT, "output": OUTPUT}).raise_for_status()
+        key = admin.post("/admin/v1/accounts", json={"id": "acme", "credit": "prepaid"}).raise_for_status().json()["key"]
+        wait_until(lambda: all(knows(server, key) for server in (first, second)))
+        yield first, second, admin, key
+
+
+def knows(server, key):
+    """Whether a server has heard of the key and of the prices."""
+    headers = {"authorization": f"Bearer {key}"}
+    prices = httpx.get(f"{server.url}/v1/account/prices", headers=headers)
+    return prices.status_code == 200 and prices.json()["data"]
+
+
+def wait_until(true):
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def share_what_a_large_request_left(first, second, key):
+    """A request that may take nearly all of what there is for 2000 tokens ends early on the first server, which goes on with small
+    ones, so that its account is never quiet. The second server gets what the first does not use."""
+    hello = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Hello!"}]}
+    ended = threading.Event()
+    refused = []
+
+    def small():
+        with connect(first, api_key=key) as client:
+            while not ended.wait(0.1):
+                try:
+                    client.chat.completions.create(**hello, max_tokens=5)
+                except APIStatusError as error:
+                    refused.append(error)
+
+    with connect(first, api_key=key) as client, connect(second, api_key=key) as other:
+        large = client.chat.completions.create(**hello, max_tokens=1985)
+        assert large.choices[0].finish_reason == "stop" and large.usage.completion_tokens < 100
+        busy = threading.Thread(target=small)
+        busy.start()
+        try:
+            for _ in range(10):
+                assert other.chat.completions.create(**hello, max_tokens=400).usage.completion_tokens < 100
+        finally:
+            ended.set()
+            busy.join()
+    assert refused == []
 
 
 def credit(admin, nano, **fields):
@@ -237,3 +293,23 @@ def test_who_leaves_before_the_first_byte_leaves_no_open_row(shop):
         client.chat.completions.create(**PATIENT, max_tokens=5)
     found = admin.get("/admin/v1/reconciliation?days=1").json()
     assert found["differences"] == 0, found
+
+
+def test_what_one_server_does_not_use_another_one_may_spend(shops):
+    first, second, admin, key = shops
+    credit(admin, 2_000 * TOKEN).raise_for_status()
+    share_what_a_large_request_left(first, second, key)
+    # Of what there is not, nobody is asked for: the answer is there at once.
+    with connect(second, api_key=key) as client:
+        with pytest.raises(APIStatusError, match="lower max_tokens"):
+            client.chat.completions.create(**PATIENT, max_tokens=2_000)
+    kinds = [row["kind"] for row in ledger(first, key)]
+    assert "release" in kinds
+    found = admin.get("/admin/v1/reconciliation?days=1").json()
+    assert found["differences"] == 0, found
+    for server in (first, second):
+        assert server.stop() == 0, server.output
+    first.start()
+    shown = account(first, key)
+    spent = sum(row["amount_nano_usd"] for row in ledger(first, key) if row["kind"] == "settle")
+    assert (shown["balance_nano_usd"], shown["reserved_nano_usd"]) == (2_000 * TOKEN - spent, 0)

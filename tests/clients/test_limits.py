@@ -7,7 +7,7 @@ import pytest
 from openai import APIStatusError
 
 from talk import connect
-from test_credit import PATIENT, TOKEN, shop  # noqa: F401
+from test_credit import PATIENT, TOKEN, share_what_a_large_request_left, shop, shops, wait_until  # noqa: F401
 
 pytestmark = pytest.mark.books
 
@@ -154,3 +154,16 @@ def test_many_at_once_do_not_exceed_a_cap_and_the_operators_stays(shop):  # noqa
     assert cap - 12 * TOKEN < spent(server, key) <= cap
     found = admin.get("/admin/v1/reconciliation?days=2").json()
     assert found["differences"] == 0 and found["compared"] > 10, found
+
+
+def test_what_one_server_has_leased_of_a_cap_and_does_not_use_another_one_may_spend(shops):  # noqa: F811
+    first, second, admin, key = shops
+    admin.patch("/admin/v1/accounts/acme", json={"credit": "unlimited"}).raise_for_status()
+    cap = {"period": "total", "amount_nano_usd": 2_000 * TOKEN}
+    with limits(first, key) as http, limits(second, key) as other:
+        http.post("/v1/account/limits", json=cap).raise_for_status()
+        wait_until(lambda: other.get("/v1/account/limits").json()["data"])
+    share_what_a_large_request_left(first, second, key)
+    assert 0 < spent(first, key) <= cap["amount_nano_usd"]
+    found = admin.get("/admin/v1/reconciliation?days=1").json()
+    assert found["differences"] == 0, found

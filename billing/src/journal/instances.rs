@@ -17,6 +17,7 @@ use crate::ledger::{apply_in, lock_name};
 use crate::outbox;
 use crate::rules::Command;
 use crate::usage_hours::UsageHours;
+use crate::wallet;
 use crate::writer::charge_id;
 
 /// How often a server looks after the others; it says that it lives at every second look.
@@ -173,6 +174,7 @@ impl Journal {
                 closed += self.bury_in(dead, &account).await?;
             }
             outbox::release(&self.db, dead).await?;
+            wallet::forget_wants(&self.db, dead).await?;
         }
         Ok(closed)
     }

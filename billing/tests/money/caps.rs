@@ -140,6 +140,27 @@ async fn what_is_leased_under_a_cap_that_was_higher_is_for_the_request_that_bega
     }
 }
 
+#[tokio::test]
+async fn what_another_server_has_leased_of_a_cap_and_does_not_use_is_there() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", PLENTY).await;
+        let servers = [Arc::new(Server::start(&db).await), Arc::new(Server::start(&db).await)];
+        set(&servers, &account, cap(LimitScope::Account, 10_000)).await;
+        let large = servers[0].wallets.reserve(&support(&account), 9_000, 9_000).await.unwrap().unwrap();
+        let small = servers[0].wallets.reserve(&support(&account), 900, 900).await.unwrap().unwrap();
+        record(&servers[0], &account, large, 100).await;
+        assert_eq!(spend(&servers[1], &account, 9_001).await, None);
+        assert_eq!(spend(&servers[1], &account, 8_000).await, Some(8_000));
+        assert_eq!(spend(&servers[1], &account, 1_001).await, None);
+        // What ran at that moment leaves something as well.
+        assert_eq!(record(&servers[0], &account, small, 10).await, 10);
+        assert_eq!(spend(&servers[1], &account, 1_890).await, Some(1_890));
+        for server in &servers {
+            assert_eq!(spend(server, &account, 1).await, None);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn caps_that_come_and_go_while_two_servers_spend_are_kept() {
     for db in databases().await {

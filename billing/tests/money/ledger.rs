@@ -29,7 +29,7 @@ fn amount() -> impl Strategy<Value = Nano> {
 
 fn command() -> impl Strategy<Value = Command> {
     let named = (0..RESERVATIONS).prop_map(|number| format!("r{number}"));
-    (0..13, named, amount()).prop_map(|(kind, reservation, amount)| match kind {
+    (0..14, named, amount()).prop_map(|(kind, reservation, amount)| match kind {
         0 => Command::Grant { amount },
         1 => Command::TopUp { amount },
         2 | 3 => Command::Reserve { reservation, amount },
@@ -39,6 +39,7 @@ fn command() -> impl Strategy<Value = Command> {
         9 => Command::Expire { amount },
         10 => Command::Refund { amount },
         11 => Command::Charge { amount },
+        12 => Command::Release { reservation, amount },
         _ => Command::Adjust { amount },
     })
 }
@@ -124,6 +125,7 @@ fn in_account(command: &Command, name: &str) -> Command {
         Command::Reserve { reservation, .. }
         | Command::Extend { reservation, .. }
         | Command::Settle { reservation, .. }
+        | Command::Release { reservation, .. }
         | Command::Void { reservation } => *reservation = format!("{name} {reservation}"),
         _ => {}
     }

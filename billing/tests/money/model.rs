@@ -84,10 +84,19 @@ impl Model {
                 self.charged += amount;
                 0
             }
+            Command::Release { reservation, .. } => {
+                let held = self.open(reservation)?;
+                if amount > held.left() {
+                    return Err(Refusal::OverReserved);
+                }
+                held.given_back += amount;
+                -amount
+            }
             Command::Void { reservation } => {
                 let held = self.open(reservation)?;
                 let left = held.left();
-                (held.given_back, held.closed) = (left, true);
+                held.given_back += left;
+                held.closed = true;
                 -left
             }
             Command::Refund { .. } if amount > self.charged => return Err(Refusal::OverCharged),

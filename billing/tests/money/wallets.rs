@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use billing::{Book, Fault, Faults, Finish, Nano, Quantities, Refusal};
+use billing::{Book, Fault, Faults, Finish, Hold, Nano, Quantities, Refusal};
 use platform::testing::databases;
 use platform::{AccountName, Db};
 
@@ -183,6 +183,124 @@ async fn two_servers_never_spend_more_than_one_account_has() {
         let spent = spent.load(Ordering::SeqCst);
         assert_eq!(rest(&servers[1], &account).await, (10_000 - spent, spent));
         assert!(spent > 9_000, "{spent}: refused while there was money");
+    }
+}
+
+/// Reserves all of it, or is refused.
+async fn reserve(server: &Server, account: &AccountName, amount: Nano) -> Result<Hold, Refusal> {
+    server.wallets.reserve(&spender(account), amount, amount).await.unwrap()
+}
+
+async fn count(db: &Db, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(db.pool()).await.unwrap()
+}
+
+const RELEASES: &str = "SELECT COUNT(*) FROM ledger_transactions WHERE kind = 'release'";
+const WANTS: &str = "SELECT COUNT(*) FROM credit_wants";
+
+#[tokio::test]
+async fn what_a_large_request_left_behind_on_a_busy_server_is_there_for_the_others() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 100_000).await;
+        let servers = [Server::start(&db).await, Server::start(&db).await];
+        let large = reserve(&servers[0], &account, 98_000).await.unwrap();
+        servers[0].record(&account, large.settle(1_000)).await;
+        // It always runs something, so its account is never quiet.
+        let mut small = reserve(&servers[0], &account, 10).await.unwrap();
+        let mut spent = 1_000;
+        for _ in 0..20 {
+            let there = reserve(&servers[1], &account, 4_000).await.unwrap();
+            servers[1].record(&account, there.settle(1_000)).await;
+            let next = reserve(&servers[0], &account, 10).await.unwrap();
+            servers[0].record(&account, std::mem::replace(&mut small, next).settle(10)).await;
+            spent += 1_010;
+        }
+        // And back: as much as there is but for what runs.
+        let large = reserve(&servers[0], &account, 70_000).await.unwrap();
+        assert_eq!(reserve(&servers[1], &account, 10_000).await.unwrap_err(), Refusal::InsufficientCredit);
+        assert_eq!(count(&db, WANTS).await, 0, "somebody is asked for ever");
+        drop((large, small));
+        servers[0].wallets.give_back_all().await.unwrap();
+        assert_eq!(rest(&servers[1], &account).await, (100_000 - spent, spent));
+    }
+}
+
+#[tokio::test]
+async fn who_wants_more_than_there_is_on_all_servers_asks_none_of_them() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 1_000).await;
+        let servers = [Server::start(&db).await, Server::start(&db).await];
+        let running = reserve(&servers[0], &account, 100).await.unwrap();
+        drop(reserve(&servers[0], &account, 500).await.unwrap());
+        let before = count(&db, RELEASES).await;
+        for _ in 0..5 {
+            assert_eq!(reserve(&servers[1], &account, 1_001).await.unwrap_err(), Refusal::InsufficientCredit);
+            assert_eq!(count(&db, WANTS).await, 0);
+        }
+        // As long as it would have taken to answer.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(count(&db, RELEASES).await, before);
+        drop((running, reserve(&servers[1], &account, 900).await.unwrap()));
+    }
+}
+
+#[tokio::test]
+async fn many_that_are_refused_at_once_ask_the_others_together() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 1_000).await;
+        let servers = [Server::start(&db).await, Server::start(&db).await];
+        let running = reserve(&servers[0], &account, 500).await.unwrap();
+        let refused = futures::future::join_all((0..40).map(|_| reserve(&servers[1], &account, 800)));
+        // Each time that it is asked it has something to give back.
+        let sets_aside = async {
+            loop {
+                drop(reserve(&servers[0], &account, 10).await.unwrap());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            refused = refused => assert!(refused.iter().all(|answer| answer.is_err())),
+            () = sets_aside => {}
+        }
+        let releases = count(&db, RELEASES).await;
+        assert!((1..=5).contains(&releases), "{releases}");
+        drop(running);
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_server_that_has_gone() {
+    for db in databases().await {
+        let account = prepaid(&db, "acme", 1_000).await;
+        let (gone, stays) = (Server::start(&db).await, Server::start(&db).await);
+        drop(reserve(&gone, &account, 900).await.unwrap());
+        // What it has set aside is still there, and nobody who could give it back.
+        drop(gone);
+        assert_eq!(reserve(&stays, &account, 800).await.unwrap_err(), Refusal::InsufficientCredit);
+        assert_eq!(count(&db, WANTS).await, 0, "it is asked for ever");
+    }
+}
+
+#[tokio::test]
+async fn credit_that_was_given_back_unheard_is_neither_lost_nor_there_twice() {
+    for fault in [Fault::Loses, Fault::Fails] {
+        for db in databases().await {
+            let account = prepaid(&db, "acme", 1_000).await;
+            // What it sets aside works; what it gives back does not, the first time.
+            let failing = Server::failing(&db, faults([None, None, Some(fault)]), Faults::default()).await;
+            let other = Server::start(&db).await;
+            let running = reserve(&failing, &account, 100).await.unwrap();
+            drop(reserve(&failing, &account, 700).await.unwrap());
+            let there = loop {
+                if let Ok(there) = reserve(&other, &account, 800).await {
+                    break there;
+                }
+            };
+            failing.record(&account, running.settle(90)).await;
+            other.record(&account, there.settle(700)).await;
+            other.wallets.give_back_all().await.unwrap();
+            assert_eq!(rest(&failing, &account).await, (210, 790), "{fault:?}");
+        }
     }
 }
 

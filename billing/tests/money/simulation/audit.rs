@@ -259,7 +259,7 @@ async fn check_reservations(world: &World, db: &Db) {
         "SELECT r.id, r.amount, r.settled, r.closed_ms, \
          CAST(COALESCE(SUM(CASE WHEN t.kind IN ('reserve', 'extend') THEN t.amount ELSE 0 END), 0) AS BIGINT) AS reserved, \
          CAST(COALESCE(SUM(CASE WHEN t.kind = 'settle' THEN t.amount ELSE 0 END), 0) AS BIGINT) AS charged, \
-         CAST(COALESCE(SUM(CASE WHEN t.kind = 'void' THEN t.amount ELSE 0 END), 0) AS BIGINT) AS given_back \
+         CAST(COALESCE(SUM(CASE WHEN t.kind IN ('void', 'release') THEN t.amount ELSE 0 END), 0) AS BIGINT) AS given_back \
          FROM reservations r JOIN ledger_transactions t ON t.reservation = r.id AND t.outcome = 'done' \
          GROUP BY r.id, r.amount, r.settled, r.closed_ms",
     );
