@@ -91,14 +91,19 @@ impl Ledger {
         rows.iter().map(name).collect()
     }
 
-    /// Takes off what is left of the account's grants that expired before `now_ms`, as far as it is not reserved: the rest once it
-    /// is given back. Several servers, and repeats after a crash, take it off once.
+    /// Takes off what is left of the account's grants that expired before `now_ms`, as far as it is not reserved: what is reserved is
+    /// of the credit that expires first, and the rest of it goes once it is given back. Several servers, and repeats after a crash, take
+    /// it off once.
     pub async fn expire_due(&self, account: &AccountName, now_ms: i64) -> Result<Vec<Expired>, BillingError> {
         let mut transaction = self.db().write(&lock_name(account)).await?;
         let credit = count(&mut transaction, account, 0).await?;
         let mut expired = Vec::new();
+        let mut reserved =
+            posted_in(&mut transaction, account).await? - available_in(&mut transaction, account).await?;
         for due in credit.iter().filter(|one| one.expires_ms <= now_ms) {
-            let amount = due.unspent.min(available_in(&mut transaction, account).await?);
+            let kept = due.unspent.min(reserved);
+            reserved -= kept;
+            let amount = (due.unspent - kept).min(available_in(&mut transaction, account).await?);
             if amount <= 0 {
                 continue;
             }

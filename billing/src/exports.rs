@@ -17,7 +17,7 @@ const LATE_MS: i64 = 5 * 60_000;
 /// Hours that are looked at again: an hour that was exported while it ran has grown since.
 const AGAIN_HOURS: i64 = 2;
 /// Stripe refuses what is older than 35 days.
-const OLDEST_MS: i64 = 34 * DAY_MS;
+pub const OLDEST_EXPORT_MS: i64 = 34 * DAY_MS;
 
 /// Where an account's revenue goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,7 +158,7 @@ async fn grown(transaction: &mut DbTransaction, until_ms: i64) -> Result<Vec<Gro
          GROUP BY t.account, a.stripe_customer, t.created_ms / {HOUR_MS}) r ORDER BY r.account, r.hour"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(floor(now_ms() - OLDEST_MS))
+        .bind(floor(now_ms() - OLDEST_EXPORT_MS))
         .bind(until_ms)
         .fetch_all(&mut **transaction)
         .await?;

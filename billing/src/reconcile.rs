@@ -252,27 +252,29 @@ async fn requests_usage_and_ledger(
     let tokens =
         [sum("prompt_tokens", "prompt"), sum("cached_tokens", "cached"), sum("completion_tokens", "completion")];
     let tokens = tokens.join(", ");
-    let subject = "account || ' ' || base || ' ' || CAST(hour AS TEXT) AS subject";
+    // By adapter and key as well: sums of a model may agree where theirs do not.
+    let group = "account, base, adapter, key_id, hour";
+    let subject = "account || ' ' || base || ' ' || adapter || ' ' || key_id || ' ' || CAST(hour AS TEXT) AS subject";
     let usage = format!(
         "SELECT {subject}, {}, {tokens}, {} FROM (SELECT u.* FROM accounts a JOIN usage_hours u ON u.account = a.name \
-         AND u.hour >= $1) AS counted GROUP BY account, base, hour",
+         AND u.hour >= $1) AS counted GROUP BY {group}",
         sum("requests", "requests"),
         sum("cost", "cost")
     );
     let requests = format!(
-        "SELECT {subject}, COUNT(*) AS requests, {tokens}, {}, {} FROM \
-         (SELECT r.account, r.base, r.started_ms / {HOUR_MS} AS hour, r.prompt_tokens, r.cached_tokens, r.completion_tokens, \
+        "SELECT {subject}, COUNT(*) AS requests, {tokens}, {}, {}, {} FROM \
+         (SELECT r.account, r.base, COALESCE(r.adapter, '') AS adapter, r.key_id, r.started_ms / {HOUR_MS} AS hour, r.prompt_tokens, r.cached_tokens, r.completion_tokens, \
          {COST_SQL} AS cost, e.amount AS revenue FROM accounts a JOIN requests r ON r.account = a.name AND r.started_ms >= $1 \
          LEFT JOIN prices p ON p.version = r.price_version \
          LEFT JOIN ledger_entries e ON e.transaction_id = 'settle ' || r.id AND e.book = 'revenue' \
-         WHERE r.finish <> 'running' AND r.instance IS NOT NULL) AS settled GROUP BY account, base, hour",
+         WHERE r.finish <> 'running' AND r.instance IS NOT NULL) AS settled GROUP BY {group}",
         sum("cost", "cost"),
-        sum("revenue", "revenue")
+        sum("revenue", "revenue"),
+        sum("CASE WHEN cost <> COALESCE(revenue, 0) THEN 1 ELSE 0 END", "wrong")
     );
     let usage = sums(snapshot, usage, hour, ["requests", "prompt", "cached", "completion", "cost"]).await?;
-    let requests =
-        sums(snapshot, requests, hour * HOUR_MS, ["requests", "prompt", "cached", "completion", "cost", "revenue"])
-            .await?;
+    const COLUMNS: [&str; 7] = ["requests", "prompt", "cached", "completion", "cost", "revenue", "wrong"];
+    let requests = sums(snapshot, requests, hour * HOUR_MS, COLUMNS).await?;
     const CHECKS: [&str; 5] = [
         "usage = requests, requests",
         "usage = requests, prompt",
@@ -283,8 +285,9 @@ async fn requests_usage_and_ledger(
     for (check, (usage, requests)) in CHECKS.iter().zip(usage.iter().zip(&requests)) {
         found.compare_all(check, usage, requests);
     }
-    let [.., cost, revenue] = &requests;
+    let [.., cost, revenue, wrong] = &requests;
     found.compare_all("requests = ledger, cost", cost, revenue);
+    found.compare_all("every request is charged what it costs", wrong, &BTreeMap::new());
     Ok(())
 }
 

@@ -143,7 +143,7 @@ async fn first_since(
 ) -> Result<Option<i64>, BillingError> {
     let ledger = format!(
         "SELECT MIN(t.created_ms) AS first FROM ledger_transactions t \
-         WHERE t.account = $1 AND t.created_ms >= $2 AND {LISTED_SQL}"
+         WHERE t.account = $1 AND t.created_ms >= $2 AND (t.kind = 'charge' OR {LISTED_SQL})"
     );
     let requests =
         "SELECT MIN(r.finished_ms) AS first FROM requests r WHERE r.account = $1 AND r.finished_ms >= $2".to_owned();

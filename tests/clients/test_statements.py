@@ -88,6 +88,11 @@ def test_a_month_without_anything_is_empty_and_a_month_to_come_is_refused(shop):
         refused = http.get(f"/v1/account/statements/{month}")
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "month"
     assert http.get("/v1/account/statements/2020-02", params={"format": "pdf"}).json()["error"]["param"] == "format"
+    backwards = http.get("/v1/account/usage", params={"from": "2026-11-20", "to": "2026-11-01"})
+    assert backwards.status_code == 400 and backwards.json()["error"]["param"] == "from"
+    for misspelt in ("/v1/account/usage?form=2026-11-01", "/v1/account/requests?limits=1", "/v1/account/statements/2020-02?fromat=csv"):
+        assert http.get(misspelt).status_code == 400, misspelt
+    assert admin.get("/admin/v1/reconciliation?day=1").status_code == 400
     scoped = http.post("/v1/account/keys", json={"scopes": ["inference"]}).json()["key"]
     refused = http.get("/v1/account/statements", headers={"authorization": f"Bearer {scoped}"})
     assert refused.status_code == 403

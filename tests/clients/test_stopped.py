@@ -1,7 +1,9 @@
-"""A server that stands still is closed by another; when it goes on, it delivers no more than what a killed one would have."""
+"""What stands still for long: a server, which another closes and which then delivers no more than what a killed one would have; and a
+database, for which answers wait."""
 
 import json
 import signal
+import sqlite3
 import threading
 import time
 
@@ -67,3 +69,41 @@ def test_a_server_that_stood_still_ends_its_streams_where_its_rows_were_closed(o
             assert time.monotonic() < deadline, found
         unbilled = next(line for line in admin.get("/metrics").text.splitlines() if line.startswith("myriad_unbilled_tokens_total "))
     assert int(unbilled.split()[1]) > 0
+
+
+def test_an_answer_waits_for_a_ledger_that_does_not_answer(own_server):
+    server = own_server().start()
+    with server.http() as http, httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
+        admin.post("/admin/v1/prices", json={"input": 1, "output": 4}).raise_for_status()
+        admin.patch("/admin/v1/accounts/local", json={"credit": "prepaid"}).raise_for_status()
+        admin.post("/admin/v1/credits", json={"account": "local", "amount": 100}).raise_for_status()
+    # Without max_tokens the answer asks for credit again and again.
+    body = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Go on."}], "ignore_eos": True, "stream": True}
+    ended: list = []
+    grown = threading.Barrier(5)
+
+    def client() -> None:
+        with server.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            events = []
+            for line in reply.iter_lines():
+                events.append(line)
+                if len(events) == 60:
+                    grown.wait(10)
+        ends = [json.loads(line[6:]) for line in events if line.startswith("data: {") and '"finish_reason":"' in line]
+        ended.append((ends[-1]["id"], ends[-1]["choices"][0]))
+
+    clients = [threading.Thread(target=client) for _ in range(4)]
+    for thread in clients:
+        thread.start()
+    grown.wait(10)
+    # Longer than the ledger is waited for.
+    with sqlite3.connect(server.data / "myriad.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        time.sleep(12)
+        other.execute("ROLLBACK")
+    for thread in clients:
+        thread.join()
+    assert len(ended) == len(clients)
+    for request, choice in ended:
+        assert choice["finish_reason"] == "length" and choice.get("stop_reason") is None, choice
+        assert server.row(request)["finish"] == "length"

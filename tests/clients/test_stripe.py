@@ -205,8 +205,13 @@ def test_who_is_tied_to_which_customer_is_checked(shop, own_server, stripe):
     server, admin, key = shop
     for wrong in ("acme", "cus_a b", 7, "cus_" + "a" * 300):
         assert tie(admin, wrong).json()["error"]["param"] == "stripe_customer"
-    since = tie(admin, "cus_acme", stripe_since=7_200 + 5).json()["stripe_since"]
-    assert since == 7_200, "the hour in which it began"
+    now = int(time.time())
+    for wrong in (1, now - 35 * 86_400, now + 86_400):
+        assert tie(admin, "cus_acme", stripe_since=wrong).json()["error"]["param"] == "stripe_since"
+    alone = admin.patch("/admin/v1/accounts/acme", json={"stripe_since": now - 7_200})
+    assert alone.status_code == 400 and alone.json()["error"]["param"] == "stripe_since"
+    since = tie(admin, "cus_acme", stripe_since=now - 7_200).json()["stripe_since"]
+    assert since == (now - 7_200) // 3_600 * 3_600, "the hour in which it began"
     assert tie(admin, "cus_acme").json()["stripe_since"] == since, "the same customer again changed something"
     assert tie(admin, None).json()["stripe_customer"] is None
     spend(server, key)

@@ -83,10 +83,13 @@ impl Model {
     fn pass(&mut self, time: i64) {
         self.now += time;
         self.expiring.sort_unstable_by_key(|(expires, _)| *expires);
+        let mut reserved = self.held;
         for at in 0..self.expiring.len() {
             let (expires, left) = self.expiring[at];
             if expires <= self.now {
-                self.expiring[at].1 -= left.min(self.available()).max(0);
+                let kept = left.min(reserved);
+                reserved -= kept;
+                self.expiring[at].1 -= (left - kept).min(self.available()).max(0);
             }
         }
     }
@@ -212,7 +215,7 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
         assert_eq!((again.outcome, again.first.unwrap().memo.as_deref()), (Ok(()), Some("to try it")));
         let again = ledger.grant_until("gift", &account, (10, 2_000), None).await;
         assert!(matches!(again, Err(BillingError::IdReused(_))), "{again:?}");
-        let reserve = Command::Reserve { reservation: "r".into(), amount: 12 };
+        let reserve = Command::Reserve { reservation: "r".into(), amount: 7 };
         ledger.apply("1", &account, &reserve, None, "server").await.unwrap().unwrap();
         assert_eq!(ledger.accounts_with_expired(999).await.unwrap(), []);
         assert_eq!(ledger.accounts_with_expired(1_000).await.unwrap(), std::slice::from_ref(&account));
@@ -223,7 +226,7 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
             taken.extend(expired.unwrap().into_iter().map(|one| (one.grant, one.amount)));
         }
         assert_eq!(taken, [("gift".to_owned(), 3)]);
-        // 4 of the 12 are spent: of the gift, since it expires first.
+        // 4 of the 7 are spent: of the gift, since it expires first.
         let settle = Command::Settle { reservation: "r".into(), amount: 4 };
         ledger.apply("2", &account, &settle, None, "server").await.unwrap().unwrap();
         ledger.apply("3", &account, &Command::Void { reservation: "r".into() }, None, "server").await.unwrap().unwrap();

@@ -8,7 +8,7 @@ use platform::{AccountName, Db};
 use crate::support::{Shop, account, prepaid};
 
 /// What is done to the books behind their back, `$ID` for the id of a request of the account `acme`, and the checks that then fail.
-const DAMAGE: [(&str, &[&str]); 13] = [
+const DAMAGE: [(&str, &[&str]); 16] = [
     (
         // A second charge for a request that has one; it balances.
         "INSERT INTO ledger_transactions (id, account, kind, amount, outcome, created_ms) \
@@ -61,6 +61,18 @@ const DAMAGE: [(&str, &[&str]); 13] = [
         &["usage = requests, completion", "requests = ledger, cost"],
     ),
     ("UPDATE requests SET cached_tokens = 1 WHERE id = $ID", &["usage = requests, cached"]),
+    ("UPDATE requests SET adapter = 'acme/sql' WHERE id = $ID", &["usage = requests, requests"]),
+    ("UPDATE requests SET key_id = 'stolen' WHERE id = $ID", &["usage = requests, cost"]),
+    (
+        // One pays for another: all sums stay.
+        "UPDATE ledger_entries SET amount = amount * 2 WHERE transaction_id = 'settle ' || $ID; \
+         UPDATE ledger_transactions SET amount = amount * 2 WHERE id = 'settle ' || $ID; \
+         UPDATE ledger_entries SET amount = 0 WHERE transaction_id = (SELECT MIN('settle ' || id) FROM requests WHERE account = 'acme' \
+         AND base = 'mini' AND price_version IS NOT NULL AND id <> $ID); \
+         UPDATE ledger_transactions SET amount = 0 WHERE id = (SELECT MIN('settle ' || id) FROM requests WHERE account = 'acme' \
+         AND base = 'mini' AND price_version IS NOT NULL AND id <> $ID)",
+        &["every request is charged what it costs"],
+    ),
     ("UPDATE usage_hours SET cost = cost + 1 WHERE account = 'acme'", &["usage = requests, cost"]),
     (
         "UPDATE usage_hours SET requests = requests + 1 WHERE account = 'acme'",

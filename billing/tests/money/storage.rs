@@ -133,3 +133,18 @@ async fn what_a_prepaid_account_cannot_pay_is_free_and_said_everywhere() {
         assert_eq!(checks, ["storage = ledger, cost"]);
     }
 }
+
+#[tokio::test]
+async fn a_month_in_which_nothing_was_but_storage_for_free_has_a_statement() {
+    for db in databases().await {
+        let (acme, hour) = (account(&db, "acme").await, next_hour());
+        let ledger = Ledger::new(db.clone());
+        ledger.set_credit(&acme, Credit::Prepaid).await.unwrap();
+        let prices = Prices::open(db.clone()).await.unwrap();
+        priced(&prices, None, Some(10_000_000)).await;
+        assert_eq!(charge(&Storage::new(ledger.clone(), prices), hour, &[stored(&acme, "sql", BYTES)]).await, 1);
+        let month = Month::of_ms(now_ms());
+        assert_eq!(ledger.statement_months(&acme).await.unwrap(), [month]);
+        assert_eq!(ledger.statement(&acme, month).await.unwrap().storage[0].uncharged_byte_hours, BYTES);
+    }
+}

@@ -1,5 +1,7 @@
 //! A running request's credit: reserved before it begins, raised while its answer grows, settled when it ends.
 
+use std::time::Duration;
+
 use actix_web::http::StatusCode;
 use billing::{BillingError, Charge, Finish, Hold, Quantities, Rates, Refusal, Spender, Wallets};
 use futures::FutureExt;
@@ -24,7 +26,12 @@ pub struct Credit {
     /// There was nothing left when the next slice was asked for.
     short: bool,
     refused: bool,
+    /// The ledger did not answer: it is asked again, and the answer waits at what is granted.
+    away: bool,
 }
+
+/// A ledger that did not answer is asked again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Credit on its way.
 pub type Extension = BoxFuture<'static, Result<Result<Hold, Refusal>, BillingError>>;
@@ -60,8 +67,18 @@ impl Credit {
             };
             insufficient(format!("{reason}: the request needs {need} USD{lower}"))
         })?;
-        let mut credit =
-            Self { hold, rates, prompts, prompt_tokens, granted: least, most, slice, short: false, refused: false };
+        let mut credit = Self {
+            hold,
+            rates,
+            prompts,
+            prompt_tokens,
+            granted: least,
+            most,
+            slice,
+            short: false,
+            refused: false,
+            away: false,
+        };
         credit.granted = credit.affordable(wanted);
         for request in requests {
             request.allowance = Some(credit.granted);
@@ -107,11 +124,18 @@ impl Credit {
         let held = self.hold.amount();
         let wanted = (self.granted + self.slice).min(self.most);
         let (least, wanted) = (self.cost(self.granted + 1) - held, self.cost(wanted) - held);
-        Some(self.hold.more(least.max(1), wanted.max(1), patient).boxed())
+        let more = self.hold.more(least.max(1), wanted.max(1), patient);
+        let pause = if self.away { AGAIN } else { Duration::ZERO };
+        let asked = async move {
+            tokio::time::sleep(pause).await;
+            more.await
+        };
+        Some(asked.boxed())
     }
 
     /// Takes the ledger's answer in.
     pub fn extended(&mut self, answer: Result<Result<Hold, Refusal>, BillingError>, used: u64, controls: &[Controls]) {
+        self.away = answer.is_err();
         match answer {
             Ok(Ok(more)) => {
                 self.hold.add(more);
@@ -121,10 +145,8 @@ impl Credit {
             }
             Ok(Err(_)) if !self.short => self.short = true,
             Ok(Err(_)) => self.refuse(controls),
-            Err(error) => {
-                tracing::warn!(%error, used, "no more credit could be reserved");
-                self.refuse(controls);
-            }
+            // That is no refusal: there may be credit enough.
+            Err(error) => tracing::warn!(%error, used, "no more credit could be reserved yet"),
         }
     }
 

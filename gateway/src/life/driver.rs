@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use billing::{BillingError, Charge, Finish, NewRequest, Quantities, Rates, Settled, Spender};
+use billing::{BillingError, Charge, Finish, Marks, NewRequest, Quantities, Rates, Settled, Spender};
 use futures::StreamExt;
 use futures::stream::SelectAll;
 use platform::{AccountName, RequestId};
@@ -12,7 +12,6 @@ use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, To
 use text::StreamDecoder;
 
 use super::credit::{Credit, Extension};
-use super::marks::Marks;
 use super::piece::{Ending, Piece, ScoredToken};
 use super::pieces::{Outlet, Pieces, pieces};
 use crate::error::{ApiError, overloaded};
@@ -100,7 +99,7 @@ async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, ch
         closed: false,
         started: start.started,
         last_token: None,
-        marks: Marks::new(),
+        marks: Marks::default(),
     };
     tokio::spawn(driver.run(replies));
     Ok(Run { id, pieces, overhead })
@@ -300,6 +299,12 @@ impl Driver {
     async fn settle(mut self) {
         if self.finished < self.prompts.len() {
             self.failure.get_or_insert_with(|| "the engine has stopped".into());
+        }
+        // From then on a kill can no longer lose what is charged.
+        if let Some(client) = &self.client
+            && !client.drain().await
+        {
+            (self.client, self.cancelled) = (None, true);
         }
         let quantities = self.quantities();
         let finish = match (&self.failure, self.cancelled) {

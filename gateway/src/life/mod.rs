@@ -2,7 +2,6 @@
 
 mod credit;
 pub mod driver;
-mod marks;
 pub mod piece;
 mod pieces;
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
 
 use super::piece::Piece;
 
@@ -13,15 +14,23 @@ const WAITING: usize = 32;
 /// A client that reads nothing for so long has left.
 const SLOW_READER: Duration = Duration::from_secs(60);
 
+/// What goes along the way, in order.
+enum Item {
+    /// With the completion tokens up to its end.
+    Piece(Piece, u64),
+    /// Answered when all that came before was given to the connection.
+    Drain(oneshot::Sender<()>),
+}
+
 /// The driver's end.
 pub struct Outlet {
-    sender: Sender<(Piece, u64)>,
+    sender: Sender<Item>,
     delivered: Arc<AtomicU64>,
 }
 
 /// The response's end.
 pub struct Pieces {
-    receiver: Receiver<(Piece, u64)>,
+    receiver: Receiver<Item>,
     delivered: Arc<AtomicU64>,
     /// Completion tokens up to the piece that was taken last.
     taken: u64,
@@ -36,7 +45,14 @@ pub fn pieces() -> (Outlet, Pieces) {
 impl Outlet {
     /// Sends a piece; `completion` counts the answer's tokens up to its end. False: the client has left.
     pub async fn send(&self, piece: Piece, completion: u64) -> bool {
-        self.sender.send_timeout((piece, completion), SLOW_READER).await.is_ok()
+        self.sender.send_timeout(Item::Piece(piece, completion), SLOW_READER).await.is_ok()
+    }
+
+    /// Waits until the connection has taken all that was sent. False: the client has left.
+    pub async fn drain(&self) -> bool {
+        let (done, drained) = oneshot::channel();
+        let drain = async { self.sender.send(Item::Drain(done)).await.is_ok() && drained.await.is_ok() };
+        tokio::time::timeout(SLOW_READER, drain).await.unwrap_or(false)
     }
 
     /// Completion tokens that the connection has taken.
@@ -54,13 +70,24 @@ impl Pieces {
     /// The next piece. Who asks for it has given the one before to the connection.
     pub async fn next(&mut self) -> Option<Piece> {
         self.delivered.store(self.taken, Ordering::Relaxed);
-        let (piece, completion) = self.receiver.recv().await?;
-        self.taken = completion;
-        Some(piece)
+        loop {
+            match self.receiver.recv().await? {
+                Item::Piece(piece, completion) => {
+                    self.taken = completion;
+                    return Some(piece);
+                }
+                Item::Drain(done) => drop(done.send(())),
+            }
+        }
     }
 
     /// The next piece of an answer that is delivered as a whole, at its end.
     pub async fn gather(&mut self) -> Option<Piece> {
-        self.receiver.recv().await.map(|(piece, _)| piece)
+        loop {
+            match self.receiver.recv().await? {
+                Item::Piece(piece, _) => return Some(piece),
+                Item::Drain(done) => drop(done.send(())),
+            }
+        }
     }
 }

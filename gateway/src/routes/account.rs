@@ -98,6 +98,7 @@ fn transaction(row: &LedgerRow) -> Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Page {
     limit: Option<u32>,
     after: Option<String>,
@@ -172,6 +173,7 @@ fn row(prices: &Prices, row: &RequestRow) -> Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UsageQuery {
     group_by: Option<String>,
     from: Option<String>,
@@ -211,6 +213,10 @@ pub async fn usage_of(
     };
     let to = day("to", &query.to)?.unwrap_or(now_ms().div_euclid(DAY_MS));
     let from = day("from", &query.from)?.unwrap_or(to - (USAGE_DAYS - 1));
+    if from > to {
+        let message = format!("from, {}, is after to, {}", day_of(from), day_of(to));
+        return Err(ApiError::param("from", message));
+    }
     let rows = platform.journal.usage(account, &by, from * DAY_MS, (to + 1) * DAY_MS).await?;
     let data: Vec<Value> = rows
         .iter()

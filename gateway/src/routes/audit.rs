@@ -13,6 +13,7 @@ use crate::error::ApiError;
 use crate::state::Platform;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Page {
     limit: Option<u32>,
     after: Option<String>,

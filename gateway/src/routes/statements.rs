@@ -47,6 +47,7 @@ pub async fn list_of(platform: &Platform, account: &AccountName, at: &str) -> Re
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Form {
     format: Option<String>,
 }

@@ -4,16 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use billing::{Book, EngineCounts, Extent, Finish, Nano, Quantities, reconcile};
+use billing::{AHEAD, Book, EngineCounts, Extent, Finish, Nano, Quantities, reconcile};
 use platform::Db;
 use platform::units::{DAY_MS, now_ms};
 use sqlx::Row;
 
 use super::gateway::Gateway;
-use super::world::{Plan, Seen, View, World};
-
-/// A killed gateway's mark is at most so many tokens old.
-const POLICY: u64 = 32;
+use super::world::{Seen, View, World};
 
 /// What came out; amounts in nano-dollars.
 #[derive(Debug, Default, Clone)]
@@ -28,12 +25,9 @@ pub struct Report {
     pub rowless: u64,
     pub tokens_delivered: u64,
     pub tokens_charged: u64,
-    /// Delivered and not charged, since the last mark that was handed in, and in marks that were not durable yet.
-    pub lost_by_policy: u64,
-    pub lost_in_flight: u64,
-    pub most_lost_by_policy: u64,
-    /// What marks cost too much because they do not know how much of the prompt was cached.
-    pub cache_unknown: Nano,
+    /// Delivered after the last mark that was durable at a kill, and not charged: altogether, and of one request at most.
+    pub lost: u64,
+    pub most_lost: u64,
     pub granted: Nano,
     pub revenue: Nano,
     pub counts: [u64; 8],
@@ -49,10 +43,8 @@ impl Report {
         self.rowless += other.rowless;
         self.tokens_delivered += other.tokens_delivered;
         self.tokens_charged += other.tokens_charged;
-        self.lost_by_policy += other.lost_by_policy;
-        self.lost_in_flight += other.lost_in_flight;
-        self.most_lost_by_policy = self.most_lost_by_policy.max(other.most_lost_by_policy);
-        self.cache_unknown += other.cache_unknown;
+        self.lost += other.lost;
+        self.most_lost = self.most_lost.max(other.most_lost);
         self.granted += other.granted;
         self.revenue += other.revenue;
         (0..self.counts.len()).for_each(|at| self.counts[at] += other.counts[at]);
@@ -72,22 +64,14 @@ impl std::fmt::Display for Report {
             "  {kills} kills, {stops} stops, {failed} commits failed, {lost} answers lost, {stalled} stalls, {repeats} repeats, \
              {jumps} clock jumps, {taken_for_dead} taken for dead"
         )?;
-        let difference = self.tokens_delivered - self.tokens_charged - self.lost_by_policy - self.lost_in_flight;
+        let difference = self.tokens_delivered - self.tokens_charged - self.lost;
         writeln!(
             f,
-            "  {} tokens delivered, {} charged; {} after a last mark (at most {} of a request, bound {POLICY}), {} in marks on \
-             their way; difference {difference}",
-            self.tokens_delivered,
-            self.tokens_charged,
-            self.lost_by_policy,
-            self.most_lost_by_policy,
-            self.lost_in_flight
+            "  {} tokens delivered, {} charged, {} delivered after the last durable mark before a kill (at most {} of a request, bound \
+             {AHEAD}); difference {difference}",
+            self.tokens_delivered, self.tokens_charged, self.lost, self.most_lost
         )?;
-        write!(
-            f,
-            "  {} nano-dollars granted, {} charged; {} too much for cached prompts of interrupted requests",
-            self.granted, self.revenue, self.cache_unknown
-        )
+        write!(f, "  {} nano-dollars granted, {} charged", self.granted, self.revenue)
     }
 }
 
@@ -108,7 +92,7 @@ pub async fn settle_up(world: &Arc<World>) -> Report {
         let view = world.view(number).clone();
         let id = view.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let (row, charge) = (rows.get(&id), charges.get(&id).copied().unwrap_or(0));
-        check_request(&world.plan(number), &view, row, charge, world, &mut report);
+        check_request(&view, row, charge, &mut report);
     }
     let known = (0..world.requests).filter(|number| {
         let view = world.view(*number);
@@ -164,7 +148,7 @@ async fn charges(db: &Db) -> HashMap<String, Nano> {
     rows.iter().map(of).collect()
 }
 
-fn check_request(plan: &Plan, view: &View, row: Option<&Settled>, charge: Nano, world: &World, report: &mut Report) {
+fn check_request(view: &View, row: Option<&Settled>, charge: Nano, report: &mut Report) {
     let id = view.id.as_ref().map(ToString::to_string).unwrap_or_default();
     report.tokens_delivered += view.delivered;
     assert_eq!(charge, row.map_or(0, |row| row.cost), "{id} is charged what its row costs");
@@ -200,26 +184,21 @@ fn check_request(plan: &Plan, view: &View, row: Option<&Settled>, charge: Nano, 
             assert_eq!((row.quantities, view.delivered, charge), (Quantities::default(), 0, 0), "{id}");
             report.rowless += 1;
         }
-        (seen, None) => check_interrupted(plan, view, row, seen, world, report),
+        (seen, None) => check_interrupted(view, row, seen, report),
     }
 }
 
 /// Killed before it was settled, or before that was durable.
-fn check_interrupted(plan: &Plan, view: &View, row: &Settled, seen: Option<Seen>, world: &World, report: &mut Report) {
+fn check_interrupted(view: &View, row: &Settled, seen: Option<Seen>, report: &mut Report) {
     let charged = row.quantities.completion_tokens;
     assert_eq!(row.finish, "interrupted", "{view:?}");
     assert!(matches!(seen, None | Some(Seen::Failed)), "{view:?}");
-    assert!(view.durable <= charged && charged <= view.marked && view.marked <= view.delivered, "{charged} {view:?}");
-    let by_policy = view.delivered - view.marked;
-    assert!(by_policy <= POLICY, "{view:?}");
-    report.lost_by_policy += by_policy;
-    report.most_lost_by_policy = report.most_lost_by_policy.max(by_policy);
-    report.lost_in_flight += view.marked - charged;
+    assert!(view.durable <= charged && charged <= view.delivered, "{charged} {view:?}");
+    let lost = view.delivered - charged;
+    assert!(lost <= AHEAD, "{charged} {view:?}");
+    report.lost += lost;
+    report.most_lost = report.most_lost.max(lost);
     report.interrupted += 1;
-    if let (Some((_, rates)), 1..) = (world.price(&plan.account), charged) {
-        let right = Quantities { cached_tokens: plan.cached_tokens, ..row.quantities };
-        report.cache_unknown += row.cost - rates.cost(&right, &row.finish);
-    }
 }
 
 async fn check_accounts(

@@ -2,10 +2,13 @@
 //! killed at each step.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use billing::{BillingError, Command, Finish, Journal, Ledger, Limits, NewRequest, Prices, Quantities, Rates, Wallets};
+use billing::{
+    BillingError, Charge, Command, EngineCounts, Extent, Finish, Journal, Ledger, Limits, Marks, NewRequest, Prices,
+    Quantities, Rates, Settled, Wallets, reconcile,
+};
+use platform::units::now_ms;
 use platform::{Db, RequestId};
 use tokio::sync::Notify;
 
@@ -14,8 +17,8 @@ use super::engine::{Controls, End, Event, submit};
 use super::world::{Plan, Seen, World};
 use crate::support::request;
 
-const MARK_TOKENS: u64 = 32;
-const MARK_EVERY: Duration = Duration::from_millis(250);
+/// The model of all requests.
+const BASE: &str = "mini";
 
 pub struct Gateway {
     pub world: Arc<World>,
@@ -23,6 +26,7 @@ pub struct Gateway {
     pub ledger: Ledger,
     pool: sqlx::AnyPool,
     pub wallets: Wallets,
+    pub engine: EngineCounts,
     /// Steps that it has left to live.
     steps: AtomicI64,
     pub killed: Notify,
@@ -41,7 +45,8 @@ impl Gateway {
             let ledger = Ledger::with_faults(db, world.faults());
             let wallets = Wallets::new(ledger.clone(), journal.clone(), limits);
             let (steps, killed) = (AtomicI64::new(steps), Notify::new());
-            return Arc::new(Self { world: world.clone(), journal, ledger, pool, wallets, steps, killed });
+            let engine = EngineCounts::default();
+            return Arc::new(Self { world: world.clone(), journal, ledger, pool, wallets, engine, steps, killed });
         }
     }
 
@@ -110,7 +115,6 @@ impl Gateway {
         }
         self.step().await;
         let rates = price.map(|(_, rates)| rates);
-        let marked = (0, Instant::now());
         let run = Run {
             gateway: self.clone(),
             number,
@@ -120,8 +124,8 @@ impl Gateway {
             credit,
             drawn: 0,
             left: false,
-            closed: Arc::default(),
-            marked,
+            closed: false,
+            marks: Marks::default(),
         };
         run.drive(events, &controls).await
     }
@@ -145,9 +149,13 @@ impl Gateway {
             }
             Err(_) => {
                 let (gateway, id) = (self.clone(), new.id.clone());
-                tokio::spawn(
-                    async move { gateway.journal.settle(&id, Quantities::default(), Finish::Error, None).await },
-                );
+                let account = plan.account.clone();
+                tokio::spawn(async move {
+                    let nothing = Quantities::default();
+                    if let Ok(true) = gateway.journal.settle(&id, nothing, Finish::Error, None).await {
+                        gateway.engine.add(account.as_str(), BASE, nothing);
+                    }
+                });
                 false
             }
         }
@@ -159,6 +167,10 @@ impl Gateway {
         let open = "SELECT COUNT(*) FROM reservations WHERE instance = $1 AND closed_ms IS NULL";
         let open = sqlx::query_scalar::<_, i64>(open).bind(self.journal.instance()).fetch_one(&self.pool).await;
         assert_eq!(open.expect("the database answers"), 0, "a server that has stopped still holds credit");
+        // Of rows that it gave up before they were open it has settled some.
+        self.journal.flush().await.expect("the writer lives");
+        let found = reconcile(&self.journal, &self.engine, now_ms(), Extent::Since).await.expect("the books are read");
+        assert_eq!(found.listed, [], "a server that stops has counted something else");
         self.journal.close().await.expect("the database answers");
     }
 }
@@ -184,8 +196,8 @@ struct Run {
     drawn: u64,
     left: bool,
     /// A mark has found the row closed by another server.
-    closed: Arc<AtomicBool>,
-    marked: (u64, Instant),
+    closed: bool,
+    marks: Marks,
 }
 
 impl Run {
@@ -215,8 +227,7 @@ impl Run {
     }
 
     async fn token(&mut self, controls: &Controls) {
-        if self.closed.load(Ordering::SeqCst) {
-            controls.cancel();
+        if self.closed {
             return;
         }
         self.drawn += 1;
@@ -228,30 +239,13 @@ impl Run {
         self.gateway.world.view(self.number).delivered = self.drawn;
         // After the delivery: what a mark says is charged if the next thing that happens is a kill.
         self.gateway.step().await;
-        let (tokens, when) = self.marked;
-        if self.drawn >= tokens + MARK_TOKENS || when.elapsed() >= MARK_EVERY {
-            self.mark();
+        let open = self.marks.keep_up(&self.gateway.journal, &self.id, self.quantities()).await;
+        self.gateway.world.view(self.number).durable = self.marks.durable();
+        if !open {
+            assert!(self.gateway.world.buries_the_living(), "a row of a living server was closed");
+            self.closed = true;
+            controls.cancel();
         }
-    }
-
-    fn mark(&mut self) {
-        self.marked = (self.drawn, Instant::now());
-        // How much of the prompt was cached is known at the end only.
-        let quantities = Quantities { cached_tokens: 0, ..self.quantities() };
-        self.gateway.world.view(self.number).marked = self.drawn;
-        let written = self.gateway.journal.mark(&self.id, quantities).expect("the writer lives");
-        let (gateway, number, drawn, closed) = (self.gateway.clone(), self.number, self.drawn, self.closed.clone());
-        tokio::spawn(async move {
-            // A mark that its settlement overtakes, or the end of the server, says nothing.
-            match written.await {
-                Ok(true) => gateway.world.view(number).durable = drawn,
-                Ok(false) => {
-                    assert!(gateway.world.buries_the_living(), "a row of a living server was closed");
-                    closed.store(true, Ordering::SeqCst);
-                }
-                Err(_) => {}
-            }
-        });
     }
 
     const fn quantities(&self) -> Quantities {
@@ -273,11 +267,13 @@ impl Run {
             _ => Finish::Stop,
         };
         self.gateway.world.view(self.number).settling = Some((quantities, finish));
+        let (engine, account) = (&self.gateway.engine, self.plan.account.as_str());
+        engine.add(account, BASE, quantities);
         self.gateway.step().await;
         let charge = self.credit.take().and_then(|credit| credit.settle(&quantities, finish));
         self.gateway.step().await;
         let journal = &self.gateway.journal;
-        let settled = journal.settle(&self.id, quantities, finish, charge.clone());
+        let settled = tokio::spawn(self.end(quantities, finish, charge.clone()));
         let settled = tokio::time::timeout(self.plan.patience, settled).await;
         if self.plan.marks_late {
             drop(journal.mark(&self.id, Quantities::default()).expect("the writer lives"));
@@ -297,11 +293,29 @@ impl Run {
         match settled {
             Err(_) => Seen::Failed,
             Ok(settled) => {
-                let settled = settled.expect("the writer tries until it is written");
+                let settled = settled.expect("no panic");
                 assert!(settled || self.gateway.world.buries_the_living(), "{} was closed by another", self.id);
                 let failed = self.left || finish == Finish::Error || !settled;
                 if failed { Seen::Failed } else { Seen::Finished { cost } }
             }
+        }
+    }
+}
+
+impl Run {
+    /// Settles the row and tells the reconciler what the engine has counted for it, as the gateway does.
+    fn end(
+        &self,
+        quantities: Quantities,
+        finish: Finish,
+        charge: Option<Charge>,
+    ) -> impl Future<Output = bool> + use<> {
+        let (gateway, id, account) = (self.gateway.clone(), self.id.clone(), self.plan.account.clone());
+        async move {
+            let settled = gateway.journal.end(&id, quantities, finish, charge).await;
+            let settled = settled.expect("the writer tries until it is written");
+            gateway.engine.settled(account.as_str(), BASE, quantities, settled);
+            settled == Settled::AsSaid
         }
     }
 }

@@ -52,8 +52,7 @@ pub struct View {
     pub id: Option<RequestId>,
     /// Tokens that the client got.
     pub delivered: u64,
-    /// Tokens in the last mark that was handed in, and in the last one that is known to be durable.
-    pub marked: u64,
+    /// Tokens in the last mark that is known to be durable.
     pub durable: u64,
     /// What it was to be settled with.
     pub settling: Option<(Quantities, Finish)>,

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Command, Credit, Credited, Nano};
+use billing::{Command, Credit, Credited, Nano, OLDEST_EXPORT_MS};
 use platform::units::now_ms;
 use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
@@ -113,6 +113,10 @@ pub async fn change(
     {
         tracing::info!(account = %name, suspended, "an account was suspended or resumed");
     }
+    if fields.get("stripe_since").is_some() && fields.given("stripe_customer").is_none_or(Value::is_null) {
+        let message = "stripe_since says from when on a customer is billed: it goes with stripe_customer";
+        return Err(ApiError::param("stripe_since", message));
+    }
     if let Some(customer) = fields.given("stripe_customer") {
         tie(&platform, &name, customer, &fields).await?;
         let detail = json!({ "stripe_customer": customer, "stripe_since": fields.get("stripe_since") });
@@ -138,7 +142,14 @@ async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: 
     if !customer.starts_with("cus_") || !printable || customer.len() > CUSTOMER_BYTES {
         return Err(wrong());
     }
+    let (now, oldest) = (now_ms() / 1000, (now_ms() - OLDEST_EXPORT_MS) / 1000);
     let since = fields.integer("stripe_since", 0..=i64::from(u32::MAX))?;
+    if since.is_some_and(|since| !(oldest..=now).contains(&since)) {
+        let message = format!(
+            "stripe_since must be from {oldest} to {now}: Stripe takes events of the last 34 days, and none of the future"
+        );
+        return Err(ApiError::param("stripe_since", message));
+    }
     let known = exports.customer(name).await?;
     if since.is_none() && known.is_some_and(|known| known.id == customer) {
         return Ok(());

@@ -10,6 +10,7 @@ use crate::error::ApiError;
 use crate::state::Platform;
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Query {
     /// Look now, at everything that began in so many days, in place of what was found last.
     days: Option<u16>,

@@ -3,17 +3,19 @@
 
 use std::time::{Duration, Instant};
 
-use billing::{Journal, Quantities};
 use platform::RequestId;
 use tokio::sync::oneshot::Receiver;
 use tokio::sync::oneshot::error::TryRecvError;
+
+use crate::{Journal, Quantities};
 
 /// A mark is made after so many tokens or so much time, whichever comes first.
 const TOKENS: u64 = 32;
 const EVERY: Duration = Duration::from_millis(250);
 /// Tokens that may be sent beyond the last mark that is durable; over it the answer waits for the next one.
-const AHEAD: u64 = 2 * TOKENS;
+pub const AHEAD: u64 = 2 * TOKENS;
 
+#[derive(Debug)]
 pub struct Marks {
     /// Completion tokens of the last mark that is durable.
     durable: u64,
@@ -22,9 +24,16 @@ pub struct Marks {
     last: Instant,
 }
 
-impl Marks {
-    pub fn new() -> Self {
+impl Default for Marks {
+    fn default() -> Self {
         Self { durable: 0, handed_in: None, last: Instant::now() }
+    }
+}
+
+impl Marks {
+    /// Completion tokens of the last mark that is known to be durable.
+    pub const fn durable(&self) -> u64 {
+        self.durable
     }
 
     /// Marks where it is time; returns when the answer may go on. False: it may not, since a mark has found the row closed.
@@ -56,7 +65,9 @@ impl Marks {
                 answered => answered.unwrap_or(true),
             }
         };
-        self.durable = *tokens;
+        if open {
+            self.durable = *tokens;
+        }
         self.handed_in = None;
         open
     }
