@@ -74,25 +74,25 @@ def test_a_server_that_stood_still_ends_its_streams_where_its_rows_were_closed(o
 def test_an_answer_waits_for_a_ledger_that_does_not_answer(own_server):
     server = own_server().start()
     with server.http() as http, httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
-        admin.post("/admin/v1/prices", json={"input": 1, "output": 4}).raise_for_status()
+        admin.post("/admin/v1/prices", json={"input": 100, "output": 1000}).raise_for_status()
         admin.patch("/admin/v1/accounts/local", json={"credit": "prepaid"}).raise_for_status()
         admin.post("/admin/v1/credits", json={"account": "local", "amount": 100}).raise_for_status()
-    # Without max_tokens the answer asks for credit again and again.
+    # Without max_tokens the answers ask for credit again and again, for more than a server sets aside at once.
     body = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Go on."}], "ignore_eos": True, "stream": True}
     ended: list = []
-    grown = threading.Barrier(5)
+    grown = threading.Barrier(9)
 
     def client() -> None:
         with server.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as reply:
             events = []
             for line in reply.iter_lines():
                 events.append(line)
-                if len(events) == 60:
+                if len(events) == 3:
                     grown.wait(10)
         ends = [json.loads(line[6:]) for line in events if line.startswith("data: {") and '"finish_reason":"' in line]
         ended.append((ends[-1]["id"], ends[-1]["choices"][0]))
 
-    clients = [threading.Thread(target=client) for _ in range(4)]
+    clients = [threading.Thread(target=client) for _ in range(8)]
     for thread in clients:
         thread.start()
     grown.wait(10)
