@@ -14,7 +14,9 @@ pub enum DatabaseError {
     Config(#[from] ConfigError),
     #[error("there is no database at {0}; name the server's with --data DIR or --database URL")]
     Missing(PathBuf),
-    #[error("the database is of an older version and needs {0}; stop the server and run `myriad migrate` first")]
+    #[error(
+        "the database is of an older version and needs {0}; run `myriad migrate` first (with SQLite, stop the server before)"
+    )]
     Old(String),
     #[error("a server is writing to the database; stop it first, or wait ten seconds if it was killed")]
     InUse,

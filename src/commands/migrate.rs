@@ -3,7 +3,7 @@
 use billing::Books;
 use indicatif::{ProgressBar, ProgressStyle};
 use platform::copy::{self, Table as Rows};
-use platform::{Db, DbError, DbTransaction};
+use platform::{Db, DbError, DbTransaction, Migrated};
 
 use super::amount;
 use super::table::Table;
@@ -11,11 +11,13 @@ use crate::cli::{Database, Migrate};
 use crate::database::{self, DatabaseError};
 
 pub async fn run(migrate: &Migrate) -> Result<(), DatabaseError> {
+    // What it waits for; an index that takes long is no slow statement that sqlx need tell of.
+    tracing_subscriber::fmt().with_env_filter("warn,sqlx=error").with_writer(std::io::stderr).init();
     let which = Database { data: migrate.data.clone(), database: migrate.from.clone(), config: None };
     let url = database::url(&which)?;
     let lock = database::lock(&url)?;
     let from = Db::open_existing(&url).await?;
-    print!("{}", ran(&from.migrate().await?));
+    print!("{}", shown(&from.migrate().await?));
     if let Some(to) = &migrate.to {
         // The lock says more than rows of servers that were killed.
         if lock.is_none() && billing::servers_live(&from).await? {
@@ -29,11 +31,12 @@ pub async fn run(migrate: &Migrate) -> Result<(), DatabaseError> {
     Ok(())
 }
 
-fn ran(migrations: &[String]) -> String {
-    match migrations {
-        [] => "The database is up to date.\n".into(),
-        names => names.iter().map(|name| format!("ran {name}\n")).collect(),
+fn shown(done: &Migrated) -> String {
+    if *done == Migrated::default() {
+        return "The database is up to date.\n".into();
     }
+    let ran = done.migrations.iter().map(|name| format!("ran {name}\n"));
+    ran.chain(done.indexes.iter().map(|name| format!("built index {name}\n"))).collect()
 }
 
 /// Copies and compares in one transaction: the other database has everything, or nothing.

@@ -11,7 +11,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, Arguments, Encode, Executor, Row, Type};
+use sqlx::{AnyConnection, Arguments, Encode, Executor, Type};
 
 /// A row of a result, from whichever database.
 pub type DbRow = sqlx::any::AnyRow;
@@ -32,7 +32,6 @@ const POSTGRES_SETTINGS: &str = "SET statement_timeout = '60s'; SET idle_in_tran
      SET synchronous_commit = on; SET application_name = 'myriad'";
 
 static DRIVERS: Once = Once::new();
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../migrations");
 
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
@@ -44,6 +43,16 @@ pub enum DbError {
     Copy(String),
     #[error("database migration: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    #[error(
+        "a newer myriad has brought this database up to date: it has migration {found:04}, and this myriad knows those up to \
+         {known:04}; run the newer one. Migrations go forward only, so the way back is a backup from before"
+    )]
+    Newer { found: i64, known: i64 },
+    #[error(
+        "{what} was given up after {seconds} s: it needs a table for an instant and never got it, because of {holders}. Wait until \
+         those transactions end, or end them (SELECT pg_terminate_backend(PROCESS)), and start again; what ran before stays"
+    )]
+    Held { what: String, seconds: u64, holders: String },
 }
 
 impl DbError {
@@ -131,31 +140,6 @@ impl Db {
     /// Opens the database that `url` names, where there is one, and leaves its tables as they are.
     pub async fn open_existing(url: &str) -> Result<Self, DbError> {
         Self::connect(url, Missing::Refuse).await
-    }
-
-    /// Brings the tables up to date. Returns the names of the migrations that ran.
-    pub async fn migrate(&self) -> Result<Vec<String>, DbError> {
-        let pending = self.pending().await?;
-        MIGRATIONS.run(&self.pool).await?;
-        Ok(pending)
-    }
-
-    /// Names of the migrations that have not run yet.
-    pub async fn pending(&self) -> Result<Vec<String>, DbError> {
-        let table = match self.kind {
-            DbKind::Sqlite => "SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations'",
-            DbKind::Postgres => {
-                "SELECT 1 FROM information_schema.tables \
-                 WHERE table_name = '_sqlx_migrations' AND table_schema = current_schema()"
-            }
-        };
-        let mut done = Vec::new();
-        if sqlx::query(table).fetch_optional(&self.pool).await?.is_some() {
-            let rows = sqlx::query("SELECT version FROM _sqlx_migrations WHERE success").fetch_all(&self.pool).await?;
-            done = rows.iter().map(|row| row.try_get("version")).collect::<Result<Vec<i64>, _>>()?;
-        }
-        let pending = MIGRATIONS.iter().filter(|migration| !done.contains(&migration.version));
-        Ok(pending.map(|migration| format!("{:04} {}", migration.version, migration.description)).collect())
     }
 
     async fn connect(url: &str, missing: Missing) -> Result<Self, DbError> {
@@ -372,12 +356,6 @@ mod tests {
         assert!(path.exists());
         assert_eq!(Db::sqlite_file(&url), Some(path));
         std::fs::remove_dir_all(&folder).unwrap();
-    }
-
-    #[test]
-    fn each_migration_has_a_number_of_its_own() {
-        let versions: Vec<i64> = MIGRATIONS.iter().map(|migration| migration.version).collect();
-        assert!(versions.is_sorted_by(|one, next| one < next), "{versions:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod changes;
 pub mod copy;
 pub mod db;
 pub mod ids;
+mod migrations;
 #[doc(hidden)]
 pub mod testing;
 pub mod units;
@@ -14,3 +15,4 @@ pub mod units;
 pub use blobs::{BlobError, Blobs};
 pub use db::{Db, DbConnection, DbError, DbKind, DbRow, DbTransaction, Statements};
 pub use ids::{AccountName, AdapterName, Digest, RequestId};
+pub use migrations::Migrated;
