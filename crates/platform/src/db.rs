@@ -5,6 +5,8 @@
 //! driver for both cannot carry must not stand in a statement's result: sums need `CAST(... AS BIGINT)` and a truth value
 //! `CAST(... AS INTEGER)`.
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Once;
@@ -157,6 +159,9 @@ impl Db {
             }
             DbKind::Postgres => (url.to_owned(), POSTGRES_SETTINGS),
         };
+        if let Some(file) = Self::sqlite_file(url) {
+            keep_private(&file, missing).map_err(|e| failed(e.to_string()))?;
+        }
         let options = AnyConnectOptions::from_str(&address).map_err(|e| failed(e.to_string()))?;
         let connections = match kind {
             // Each connection to `:memory:` would be a database of its own.
@@ -317,6 +322,36 @@ impl DbKind {
     }
 }
 
+/// The file holds secrets of webhooks and answers that are kept, so it is made for its user only, before SQLite would make it for
+/// everyone, and one that every local user may read is closed. SQLite gives its `-wal` and `-shm` the mode of the file.
+fn keep_private(file: &Path, missing: Missing) -> std::io::Result<()> {
+    if missing == Missing::Create {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let mut path = file.as_os_str().to_owned();
+        path.push(suffix);
+        // It is opened in a moment, which says what is wrong with it.
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        // A group may have been let in on purpose.
+        if !found.is_file() || found.permissions().mode() & 0o007 == 0 {
+            continue;
+        }
+        match std::fs::set_permissions(&path, Permissions::from_mode(0o600)) {
+            Ok(()) => tracing::warn!("every local user could read {}; its mode is 0600 now", path.display()),
+            // It is another user's.
+            Err(error) => {
+                tracing::warn!(%error, "every local user may read {}; its owner should: chmod 600", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn kind_of(url: &str) -> Option<DbKind> {
     match url.split_once(':')?.0 {
         "sqlite" => Some(DbKind::Sqlite),
@@ -355,6 +390,37 @@ mod tests {
         db.close().await;
         assert!(path.exists());
         assert_eq!(Db::sqlite_file(&url), Some(path));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_its_user_may_read_an_sqlite_file_also_one_that_was_there() {
+        let folder = std::env::temp_dir().join(format!("myriad modes {}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let file = folder.join("myriad.sqlite");
+        let url = Db::sqlite_url(&file);
+        let modes = || {
+            let mode = |suffix: &str| {
+                let path = folder.join(format!("myriad.sqlite{suffix}"));
+                std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+            };
+            ["", "-wal", "-shm"].map(mode)
+        };
+        let open = Db::open(&url).await.unwrap();
+        assert_eq!(modes(), [0o600; 3]);
+        let loose = |mode| {
+            for suffix in ["", "-wal", "-shm"] {
+                let path = folder.join(format!("myriad.sqlite{suffix}"));
+                std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+            }
+        };
+        for (was, becomes) in [(0o644, 0o600), (0o640, 0o640)] {
+            loose(was);
+            let again = Db::open_existing(&url).await.unwrap();
+            assert_eq!(modes(), [becomes; 3]);
+            again.close().await;
+        }
+        open.close().await;
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
