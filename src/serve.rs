@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use adapter_store::{AdapterStore, Version};
 use billing::{Journal, Ledger, Prices, Wallets};
-use gateway::{Accounts, Audit, Metrics, Outside, Platform, Replies, ServedModel, StoreImages, Stripe};
+use gateway::{
+    Accounts, Audit, FirstKey, GivenKey, Metrics, Outside, Platform, Replies, ServedModel, StoreImages, Stripe,
+};
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
 use serving_engine::{BaseModel, Engine, Limits, PageFile};
@@ -111,11 +113,11 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
     gateway::run_purge(&platform, db.clone(), keep_deliveries);
     gateway::run_expiry(&platform);
     gateway::run_storage(&platform);
-    let made_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
+    let first_key = platform.accounts.bootstrap(&account, given_key.as_deref()).await?;
 
     let url = format!("http://{}", api.local_addr()?);
     // Before anything else can fail: a key that was made and not saved is lost.
-    let key = note_key(&url, data.path(), made_key, given_key.is_some());
+    let key = note_key(&config, &url, data.path(), first_key);
     let servers = gateway::serve(platform.clone(), api, ops)?;
     let adapters = adapters::import(&platform, &account, &config.adapters, &sources).await?;
     platform.ready.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -141,11 +143,12 @@ pub async fn run(config: ServeConfig) -> Result<(), ServeError> {
 async fn sign_off(platform: &Platform, db: &Db) {
     let signed_off = async {
         platform.wallets.give_back_all().await?;
-        platform.journal.close().await
+        platform.journal.close().await?;
+        Ok::<_, ServeError>(platform.accounts.write_last_used().await?)
     };
     match tokio::time::timeout(SIGN_OFF, signed_off).await {
         Ok(Ok(())) => db.close().await,
-        Ok(Err(error)) => tracing::warn!(%error, "credit could not be given back"),
+        Ok(Err(error)) => tracing::warn!(%error, "not all could be written at the end"),
         Err(_) => tracing::warn!("the database does not answer; what was not written is settled at its last marks"),
     }
 }
@@ -335,10 +338,12 @@ fn example(platform: &Platform, adapters: &[Version]) -> Option<String> {
 }
 
 /// Puts this server into the user's credentials file, and says where the key is.
-fn note_key(url: &str, data: &Path, made: Option<String>, given: bool) -> KeyNote {
-    if given {
-        return KeyNote::Given;
-    }
+fn note_key(config: &ServeConfig, url: &str, data: &Path, first: FirstKey) -> KeyNote {
+    let made = match first {
+        FirstKey::Made(key) => Some(key),
+        FirstKey::MadeBefore => None,
+        FirstKey::Given(given) => return note_given(config, &given),
+    };
     let saved = credentials::path().and_then(|path| {
         let mut known = Credentials::load(&path)?;
         let key = made.clone().or_else(|| known.of_data(data).map(|entry| entry.key.clone()));
@@ -354,6 +359,26 @@ fn note_key(url: &str, data: &Path, made: Option<String>, given: bool) -> KeyNot
         (Err(error), Some(key)) => KeyNote::Unsaved { key, reason: error.to_string() },
         (Ok((_, None)) | Err(_), None) => KeyNote::Elsewhere,
     }
+}
+
+/// A server whose key was revoked starts all the same: others' keys open it, and a start must not undo a revocation.
+fn note_given(config: &ServeConfig, given: &GivenKey) -> KeyNote {
+    let what = if config.bootstrap_key_file.is_some() { "MYRIAD_BOOTSTRAP_KEY_FILE" } else { "MYRIAD_BOOTSTRAP_KEY" };
+    let account = &config.account;
+    let dead = match given {
+        GivenKey::Opens => return KeyNote::Given,
+        GivenKey::Revoked => "was revoked",
+        GivenKey::Expired => "has expired",
+        GivenKey::OfAnother(of) => {
+            tracing::warn!("the key in {what} is one of the account {of} and opens that one, not {account}");
+            return KeyNote::Given;
+        }
+    };
+    tracing::warn!(
+        "the key in {what} {dead}, stays so and opens nothing: put another one there, or remove it and make one for the account \
+         {account} with `myriad accounts recover`"
+    );
+    KeyNote::Dead(dead)
 }
 
 async fn stop_signal() {

@@ -1,27 +1,28 @@
 //! Accounts and their API keys. A key is stored as its hash and shown once.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
 use actix_web::http::StatusCode;
 use billing::Credit;
 use platform::units::now_ms;
-use platform::{AccountName, Db, DbRow, DbTransaction, changes};
+use platform::{AccountName, Db, DbRow, DbTransaction, Digest, changes};
 use serde_json::json;
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use sqlx::Row;
 
 use crate::access::{Role, Scopes};
 use crate::audit::{self, Change};
 use crate::authority::{self, BoundedKey};
 use crate::error::ApiError;
+use crate::keyring::{Keyring, Use};
 
 const PREFIX: &str = "sk-myriad-";
 /// Random characters of a key: 43 of 62 are over 256 bits.
 const SECRET_CHARS: usize = 43;
 /// Longest key that is looked at, and the shortest that an operator may choose.
 const KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=256;
+/// Keys whose use is written down in one transaction.
+const USES: usize = 500;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Who sends a request.
@@ -129,95 +130,86 @@ pub enum KeyRefusal {
     Suspended,
 }
 
-/// A key that is not revoked.
-#[derive(Debug)]
-struct Valid {
-    caller: Caller,
-    /// Its account is.
-    suspended: bool,
-    last_used_ms: AtomicI64,
-    /// What the database has of that.
-    written_ms: AtomicI64,
+/// What has become of the first account's key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FirstKey {
+    Made(String),
+    /// At an earlier start, or by another server.
+    MadeBefore,
+    /// By the operator, whose choice it is.
+    Given(GivenKey),
 }
 
-type ValidKeys = HashMap<[u8; 32], Arc<Valid>>;
+/// What a key of the operator's choice opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GivenKey {
+    Opens,
+    /// Nothing, and it stays like that.
+    Revoked,
+    Expired,
+    /// It is a key of this account.
+    OfAnother(AccountName),
+}
 
-/// Keys are few and read at every request, so all that are valid are held by their hash. A change here or on another server is
-/// seen at once or half a second later.
+/// Accounts in the database, and their keys in memory as well: these are read at every request. A change here is seen at once, one on
+/// another server a moment later.
 #[derive(Clone)]
 pub struct Accounts {
     db: Db,
-    valid: Arc<RwLock<ValidKeys>>,
-    /// Held from reading the keys to holding them: an older read must not replace a newer one.
-    reading: Arc<tokio::sync::Mutex<()>>,
+    keyring: Arc<Keyring>,
 }
 
 impl Accounts {
     pub async fn open(db: Db) -> Result<Self, AccountError> {
-        let accounts = Self { db, valid: Arc::default(), reading: Arc::default() };
-        accounts.reload().await?;
+        let accounts = Self { db, keyring: Arc::default() };
+        accounts.catch_up().await?;
         Ok(accounts)
     }
 
-    /// Reads all keys again.
-    pub async fn reload(&self) -> Result<(), AccountError> {
-        let _reading = self.reading.lock().await;
-        let rows = sqlx::query(
-            "SELECT k.*, m.role, a.suspended_ms FROM api_keys k JOIN accounts a ON a.name = k.account \
-             LEFT JOIN members m ON m.account = k.account AND m.name = k.member WHERE k.revoked_ms IS NULL",
-        )
-        .fetch_all(self.db.pool())
-        .await?;
-        let mut valid = ValidKeys::new();
-        for row in rows {
-            let hash: String = row.try_get("hash")?;
-            let account: String = row.try_get("account")?;
-            let (Ok(hash), Ok(account)) = (hash.parse::<platform::Digest>(), account.parse()) else { continue };
-            let role: Option<String> = row.try_get("role")?;
-            let member: Option<String> = row.try_get("member")?;
-            let bound = match (&member, role.as_deref().and_then(Role::named)) {
-                (None, _) => Scopes::ALL,
-                (Some(_), Some(role)) => role.scopes(),
-                // Its member is gone.
-                (Some(_), None) => continue,
-            };
-            let scopes = scopes_of(&row)?.and(bound);
-            let used = row.try_get::<Option<i64>, _>("last_used_ms")?.unwrap_or(0);
-            let caller =
-                Caller { account, key_id: row.try_get("id")?, scopes, member, expires_ms: row.try_get("expires_ms")? };
-            let suspended = row.try_get::<Option<i64>, _>("suspended_ms")?.is_some();
-            let key = Valid { caller, suspended, last_used_ms: used.into(), written_ms: used.into() };
-            valid.insert(*hash.as_bytes(), Arc::new(key));
-        }
-        let mut held = self.valid.write().unwrap_or_else(|p| p.into_inner());
-        for (hash, key) in &valid {
-            if let Some(known) = held.get(hash) {
-                key.last_used_ms.fetch_max(known.last_used_ms.load(Ordering::Relaxed), Ordering::Relaxed);
-            }
-        }
-        *held = valid;
-        Ok(())
+    /// Reads what has changed of keys, members and suspensions.
+    pub async fn catch_up(&self) -> Result<(), AccountError> {
+        Ok(self.keyring.catch_up(&self.db).await?)
     }
 
-    /// Makes the first account and its key. `given` is a key of the operator's choice. Returns a key that was made just now.
-    pub async fn bootstrap(&self, account: &AccountName, given: Option<&str>) -> Result<Option<String>, AccountError> {
+    /// Makes the first account and its key. `given` is a key of the operator's choice: it is made once, and never again after it was
+    /// revoked.
+    pub async fn bootstrap(&self, account: &AccountName, given: Option<&str>) -> Result<FirstKey, AccountError> {
         let made = self.insert_account(account, Credit::Unlimited, None).await?;
         if self.suspended_ms(account).await?.is_some() {
             return Err(AccountError::Suspended(account.to_string()));
         }
         if let Some(key) = given {
             check_form(key)?;
-            if self.verify(key).is_err() {
-                self.insert_own(account, "bootstrap", key, None).await?;
-            }
-            return Ok(None);
+            return Ok(FirstKey::Given(self.insert_given(account, key).await?));
         }
         if !made {
-            return Ok(None);
+            return Ok(FirstKey::MadeBefore);
         }
         let key = fresh_key();
         self.insert_own(account, "first", &key, None).await?;
-        Ok(Some(key))
+        Ok(FirstKey::Made(key))
+    }
+
+    async fn insert_given(&self, account: &AccountName, key: &str) -> Result<GivenKey, AccountError> {
+        // Several servers may start at once with the same key.
+        let mut transaction = self.db.write("bootstrap key").await?;
+        let found = sqlx::query("SELECT account, expires_ms, revoked_ms FROM api_keys WHERE hash = $1");
+        let found = found.bind(Digest::from_bytes(hash(key)).to_string()).fetch_optional(&mut *transaction).await?;
+        let Some(row) = found else {
+            insert(&mut transaction, account, &BoundedKey::of_the_account("bootstrap"), key, None).await?;
+            transaction.commit().await?;
+            self.catch_up().await?;
+            return Ok(GivenKey::Opens);
+        };
+        if row.try_get::<Option<i64>, _>("revoked_ms")?.is_some() {
+            return Ok(GivenKey::Revoked);
+        }
+        if row.try_get::<Option<i64>, _>("expires_ms")?.is_some_and(|expires| expires <= now_ms()) {
+            return Ok(GivenKey::Expired);
+        }
+        let of: String = row.try_get("account")?;
+        let of: AccountName = of.parse().map_err(|_| odd("account"))?;
+        Ok(if of == *account { GivenKey::Opens } else { GivenKey::OfAnother(of) })
     }
 
     /// Makes a key that can do everything, for who has lost all others and has the database.
@@ -291,7 +283,7 @@ impl Accounts {
         let key = BoundedKey::new(&mut transaction, account, new, by).await?;
         let id = insert(&mut transaction, account, &key, &secret, by).await?;
         transaction.commit().await?;
-        self.reload().await?;
+        self.catch_up().await?;
         Ok(MadeKey { id, secret, key })
     }
 
@@ -306,7 +298,7 @@ impl Accounts {
         let mut transaction = self.db.begin().await?;
         insert(&mut transaction, account, &BoundedKey::of_the_account(name), secret, by).await?;
         transaction.commit().await?;
-        self.reload().await
+        self.catch_up().await
     }
 
     /// Who the key belongs to. The lookup is by hash, so its time tells nothing of a key's characters.
@@ -314,34 +306,33 @@ impl Accounts {
         if !KEY_BYTES.contains(&key.len()) || !key.starts_with(PREFIX) {
             return Err(KeyRefusal::Unknown);
         }
-        let valid = self.valid.read().unwrap_or_else(|p| p.into_inner()).get(&hash(key)).cloned();
-        let key = valid.ok_or(KeyRefusal::Unknown)?;
-        let now = now_ms();
-        if key.caller.expires_ms.is_some_and(|expires| expires <= now) {
-            return Err(KeyRefusal::Expired);
-        }
-        if key.suspended {
-            return Err(KeyRefusal::Suspended);
-        }
-        key.last_used_ms.store(now, Ordering::Relaxed);
-        Ok(key.caller.clone())
+        self.keyring.verify(&hash(key))
     }
 
     /// Writes down when keys were last used, as far as it is not written yet.
     pub async fn write_last_used(&self) -> Result<(), AccountError> {
-        let keys: Vec<Arc<Valid>> = self.valid.read().unwrap_or_else(|p| p.into_inner()).values().cloned().collect();
-        for key in keys {
-            let used = key.last_used_ms.load(Ordering::Relaxed);
-            if used <= key.written_ms.load(Ordering::Relaxed) {
-                continue;
-            }
-            sqlx::query("UPDATE api_keys SET last_used_ms = $2 WHERE id = $1 AND COALESCE(last_used_ms, 0) < $2")
-                .bind(&key.caller.key_id)
-                .bind(used)
-                .execute(self.db.pool())
-                .await?;
-            key.written_ms.store(used, Ordering::Relaxed);
+        for uses in self.keyring.used().chunks(USES) {
+            self.write_uses(uses).await?;
         }
+        Ok(())
+    }
+
+    async fn write_uses(&self, uses: &[Use]) -> Result<(), AccountError> {
+        let sql = format!(
+            "UPDATE api_keys SET last_used_ms = v.column2 FROM ({}) AS v \
+             WHERE api_keys.id = v.column1 AND COALESCE(api_keys.last_used_ms, 0) < v.column2",
+            self.db.kind().values(uses.len(), 2)
+        );
+        let mut update = sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(uses.len() == USES);
+        for one in uses {
+            update = update.bind(one.key_id()).bind(one.at_ms);
+        }
+        let mut transaction = self.db.begin().await?;
+        // Two servers that write down the use of the same keys, or one that revokes some, could wait for each other's rows.
+        changes::lock(&mut transaction, changes::KEYS).await?;
+        update.execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        uses.iter().for_each(Use::is_written);
         Ok(())
     }
 
@@ -388,48 +379,47 @@ impl Accounts {
     ) -> Result<bool, AccountError> {
         let action = if suspended { "account.suspended" } else { "account.resumed" };
         let mut transaction = self.db.write(&members_lock(account)).await?;
+        let revision = changes::revision(&mut transaction, changes::KEYS).await?;
         let updated = sqlx::query(
-            "UPDATE accounts SET suspended_ms = $2 WHERE name = $1 AND (suspended_ms IS NULL) <> ($2 IS NULL)",
+            "UPDATE accounts SET suspended_ms = $2, revision = $3 WHERE name = $1 AND (suspended_ms IS NULL) <> ($2 IS NULL)",
         );
-        let updated = updated.bind(account.as_str()).bind(suspended.then(now_ms));
+        let updated = updated.bind(account.as_str()).bind(suspended.then(now_ms)).bind(revision);
         let changed = updated.execute(&mut *transaction).await?.rows_affected() > 0;
         if changed {
             let change = Change { account, action, subject: account.as_str(), detail: json!({}) };
             audit::note(&mut transaction, by, &change).await?;
-            changes::note(&mut transaction, changes::KEYS).await?;
         }
         transaction.commit().await?;
-        self.reload().await?;
+        self.catch_up().await?;
         Ok(changed)
     }
 
-    /// Ends a key at once. False where the account has no such key.
+    /// Ends a key at once; one that has ended stays as it is. False where the account has no such key.
     pub async fn revoke(&self, account: &AccountName, id: &str, by: Option<&Caller>) -> Result<bool, AccountError> {
         let mut transaction = self.db.write(&members_lock(account)).await?;
-        let owners = sqlx::query(
-            "SELECT 1 FROM api_keys k JOIN members m ON m.account = k.account AND m.name = k.member \
-             WHERE k.account = $1 AND k.id = $2 AND m.role = 'owner'",
+        let found = sqlx::query(
+            "SELECT k.member, k.revoked_ms, m.role FROM api_keys k \
+             LEFT JOIN members m ON m.account = k.account AND m.name = k.member WHERE k.account = $1 AND k.id = $2",
         );
-        let owners = owners.bind(account.as_str()).bind(id).fetch_optional(&mut *transaction).await?;
-        if owners.is_some() && !authority::is_owner(&mut transaction, account, by).await? {
-            return Err(AccountError::OwnersOnly("revoke an owner's key"));
+        let found = found.bind(account.as_str()).bind(id).fetch_optional(&mut *transaction).await?;
+        let Some(row) = found else { return Ok(false) };
+        let (member, role): (Option<String>, Option<String>) = (row.try_get("member")?, row.try_get("role")?);
+        // Keys of the account itself can do what an owner's can.
+        let is_owners = member.is_none() || role.as_deref() == Some(Role::Owner.name());
+        if is_owners && !authority::is_owner(&mut transaction, account, by).await? {
+            return Err(AccountError::OwnersOnly("revoke an owner's key, or one of the account itself"));
         }
-        let revoked =
-            sqlx::query("UPDATE api_keys SET revoked_ms = COALESCE(revoked_ms, $3) WHERE account = $1 AND id = $2")
-                .bind(account.as_str())
-                .bind(id)
-                .bind(now_ms())
-                .execute(&mut *transaction)
-                .await?
-                .rows_affected();
-        if revoked > 0 {
-            let change = Change { account, action: "key.revoked", subject: id, detail: json!({}) };
-            audit::note(&mut transaction, by, &change).await?;
+        if row.try_get::<Option<i64>, _>("revoked_ms")?.is_some() {
+            return Ok(true);
         }
-        changes::note(&mut transaction, changes::KEYS).await?;
+        let revision = changes::revision(&mut transaction, changes::KEYS).await?;
+        let revoked = sqlx::query("UPDATE api_keys SET revoked_ms = $2, revision = $3 WHERE id = $1");
+        revoked.bind(id).bind(now_ms()).bind(revision).execute(&mut *transaction).await?;
+        audit::note(&mut transaction, by, &Change { account, action: "key.revoked", subject: id, detail: json!({}) })
+            .await?;
         transaction.commit().await?;
-        self.reload().await?;
-        Ok(revoked > 0)
+        self.catch_up().await?;
+        Ok(true)
     }
 
     pub async fn members(&self, account: &AccountName) -> Result<Vec<Member>, AccountError> {
@@ -462,14 +452,16 @@ impl Accounts {
         if of_owners && !authority::is_owner(&mut transaction, account, by).await? {
             return Err(AccountError::OwnersOnly("make an owner, or give an owner another role"));
         }
+        let revision = changes::revision(&mut transaction, changes::KEYS).await?;
         sqlx::query(
-            "INSERT INTO members (account, name, role, created_ms) VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (account, name) DO UPDATE SET role = excluded.role",
+            "INSERT INTO members (account, name, role, created_ms, revision) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (account, name) DO UPDATE SET role = excluded.role, revision = excluded.revision",
         )
         .bind(account.as_str())
         .bind(name)
         .bind(role.name())
         .bind(now_ms())
+        .bind(revision)
         .execute(&mut *transaction)
         .await?;
         if role != Role::Owner && !has_an_owner(&mut transaction, account).await? {
@@ -478,9 +470,8 @@ impl Accounts {
         }
         let detail = json!({ "role": role.name() });
         audit::note(&mut transaction, by, &Change { account, action: "member.set", subject: name, detail }).await?;
-        changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
-        self.reload().await
+        self.catch_up().await
     }
 
     /// Removes a member and revokes its keys. False where there is none.
@@ -496,8 +487,11 @@ impl Accounts {
         {
             return Err(AccountError::OwnersOnly("remove an owner"));
         }
-        let keys = "UPDATE api_keys SET revoked_ms = $3 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL";
-        let keys = sqlx::query(keys).bind(account.as_str()).bind(name).bind(now_ms());
+        let revision = changes::revision(&mut transaction, changes::KEYS).await?;
+        let keys = sqlx::query(
+            "UPDATE api_keys SET revoked_ms = $3, revision = $4 WHERE account = $1 AND member = $2 AND revoked_ms IS NULL",
+        );
+        let keys = keys.bind(account.as_str()).bind(name).bind(now_ms()).bind(revision);
         let keys = keys.execute(&mut *transaction).await?.rows_affected();
         let removed = sqlx::query("DELETE FROM members WHERE account = $1 AND name = $2")
             .bind(account.as_str())
@@ -513,9 +507,8 @@ impl Accounts {
             audit::note(&mut transaction, by, &Change { account, action: "member.removed", subject: name, detail })
                 .await?;
         }
-        changes::note(&mut transaction, changes::KEYS).await?;
         transaction.commit().await?;
-        self.reload().await?;
+        self.catch_up().await?;
         Ok(removed > 0)
     }
 }
@@ -534,19 +527,21 @@ async fn insert(
 ) -> Result<String, AccountError> {
     let id = platform::RequestId::fresh("key").to_string();
     let hint = &key[key.len() - 4..];
+    let revision = changes::revision(transaction, changes::KEYS).await?;
     sqlx::query(
-        "INSERT INTO api_keys (id, account, name, hash, hint, created_ms, scopes, expires_ms, member) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO api_keys (id, account, name, hash, hint, created_ms, scopes, expires_ms, member, revision) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
     )
     .bind(&id)
     .bind(account.as_str())
     .bind(&new.name)
-    .bind(platform::Digest::from_bytes(hash(key)).to_string())
+    .bind(Digest::from_bytes(hash(key)).to_string())
     .bind(hint)
     .bind(now_ms())
     .bind(new.scopes.names().join(" "))
     .bind(new.expires_ms)
     .bind(&new.member)
+    .bind(revision)
     .execute(&mut **transaction)
     .await?;
     let expires_at = new.expires_ms.map(|ms| ms / 1000);
@@ -555,7 +550,6 @@ async fn insert(
     });
     let change = Change { account, action: "key.created", subject: &id, detail };
     audit::note(transaction, by, &change).await?;
-    changes::note(transaction, changes::KEYS).await?;
     Ok(id)
 }
 
@@ -571,7 +565,7 @@ async fn has_an_owner(transaction: &mut DbTransaction, account: &AccountName) ->
     Ok(members == 0 || owners > 0)
 }
 
-fn scopes_of(row: &DbRow) -> Result<Scopes, sqlx::Error> {
+pub fn scopes_of(row: &DbRow) -> Result<Scopes, sqlx::Error> {
     let names: String = row.try_get("scopes")?;
     Scopes::parse(names.split_whitespace()).map_err(|_| odd("scopes"))
 }
@@ -641,8 +635,8 @@ mod tests {
         for db in platform::testing::databases().await {
             let account: AccountName = "local".parse().unwrap();
             let accounts = Accounts::open(db.clone()).await.unwrap();
-            let key = accounts.bootstrap(&account, None).await.unwrap().unwrap();
-            assert_eq!(accounts.bootstrap(&account, None).await.unwrap(), None);
+            let FirstKey::Made(key) = accounts.bootstrap(&account, None).await.unwrap() else { panic!("no key") };
+            assert_eq!(accounts.bootstrap(&account, None).await.unwrap(), FirstKey::MadeBefore);
             let caller = accounts.verify(&key).unwrap();
             assert_eq!((&caller.account, caller.scopes), (&account, Scopes::ALL));
             let again = Accounts::open(db.clone()).await.unwrap();
@@ -720,9 +714,157 @@ mod tests {
             let account: AccountName = "local".parse().unwrap();
             assert!(accounts.bootstrap(&account, Some("hunter2")).await.is_err());
             let key = "sk-myriad-of-the-operators-choice";
-            accounts.bootstrap(&account, Some(key)).await.unwrap();
-            accounts.bootstrap(&account, Some(key)).await.unwrap();
+            for _ in 0..2 {
+                let given = accounts.bootstrap(&account, Some(key)).await.unwrap();
+                assert_eq!(given, FirstKey::Given(GivenKey::Opens));
+            }
+            let rows = accounts.keys(&account).await.unwrap();
+            assert_eq!(rows.len(), 1);
+
+            let other = "other".parse().unwrap();
+            let given = accounts.bootstrap(&other, Some(key)).await.unwrap();
+            assert_eq!(given, FirstKey::Given(GivenKey::OfAnother(account.clone())));
+            assert!(accounts.revoke(&account, &rows[0].id, None).await.unwrap());
+            let given = accounts.bootstrap(&account, Some(key)).await.unwrap();
+            assert_eq!(given, FirstKey::Given(GivenKey::Revoked), "a start brings a revoked key back");
+            assert_eq!(accounts.verify(key), Err(KeyRefusal::Unknown));
+            let ended = NewKey { expires_ms: Some(now_ms() - 1), ..NewKey::named("ended") };
+            let ended = accounts.create_key(&account, &ended, None).await.unwrap().secret;
+            let given = accounts.bootstrap(&account, Some(&ended)).await.unwrap();
+            assert_eq!(given, FirstKey::Given(GivenKey::Expired));
+            assert_eq!(accounts.verify(&ended), Err(KeyRefusal::Expired));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn servers_that_start_at_once_with_one_key_make_it_once() {
+        for db in platform::testing::databases().await {
+            let account: AccountName = "local".parse().unwrap();
+            let key = "sk-myriad-of-the-operators-choice";
+            let start = || {
+                let (db, account) = (db.clone(), account.clone());
+                tokio::spawn(async move {
+                    let accounts = Accounts::open(db).await.unwrap();
+                    let given = accounts.bootstrap(&account, Some(key)).await.unwrap();
+                    assert_eq!(given, FirstKey::Given(GivenKey::Opens));
+                    assert!(accounts.verify(key).is_ok());
+                })
+            };
+            let starts: Vec<_> = (0..8).map(|_| start()).collect();
+            for started in starts {
+                started.await.unwrap();
+            }
+            let accounts = Accounts::open(db).await.unwrap();
             assert_eq!(accounts.keys(&account).await.unwrap().len(), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_server_changes_is_read_and_what_it_did_not_change_is_not() {
+        for db in platform::testing::databases().await {
+            let acme: AccountName = "acme".parse().unwrap();
+            let (one, two) = (Accounts::open(db.clone()).await.unwrap(), Accounts::open(db.clone()).await.unwrap());
+            let first = one.create(&acme, Credit::Prepaid, None).await.unwrap().unwrap();
+            one.set_member(&acme, "bob", Role::Owner, None).await.unwrap();
+            one.set_member(&acme, "ann", Role::Owner, None).await.unwrap();
+            let anns = NewKey { member: Some("ann".into()), ..NewKey::named("ann's") };
+            let anns = one.create_key(&acme, &anns, None).await.unwrap();
+            assert_eq!(two.verify(&first), Err(KeyRefusal::Unknown), "nothing was read yet");
+            two.catch_up().await.unwrap();
+            assert!(two.verify(&first).is_ok() && two.verify(&anns.secret).is_ok());
+
+            one.set_member(&acme, "ann", Role::Developer, None).await.unwrap();
+            two.catch_up().await.unwrap();
+            assert_eq!(two.verify(&anns.secret).unwrap().scopes, Role::Developer.scopes());
+            for (suspended, opens) in [(true, Err(KeyRefusal::Suspended)), (false, Ok(()))] {
+                one.set_suspended(&acme, suspended, None).await.unwrap();
+                two.catch_up().await.unwrap();
+                assert_eq!(two.verify(&first).map(drop), opens);
+            }
+            // A row that is changed without a revision is not read for the sake of another one's.
+            let revoke = "UPDATE api_keys SET revoked_ms = 1 WHERE name = 'first'";
+            sqlx::query(revoke).execute(db.pool()).await.unwrap();
+            one.remove_member(&acme, "ann", None).await.unwrap();
+            two.catch_up().await.unwrap();
+            assert_eq!(two.verify(&anns.secret), Err(KeyRefusal::Unknown));
+            assert!(two.verify(&first).is_ok(), "all keys were read again");
+            // As a server tells of it that knows no revisions.
+            let note = "UPDATE changes SET number = number + 1 WHERE what = 'keys'";
+            sqlx::query(note).execute(db.pool()).await.unwrap();
+            two.catch_up().await.unwrap();
+            assert_eq!(two.verify(&first), Err(KeyRefusal::Unknown));
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_server_that_reads_while_others_change_keys_misses_none() {
+        for db in platform::testing::databases().await {
+            let reader = Accounts::open(db.clone()).await.unwrap();
+            let change = |number: usize| {
+                let db = db.clone();
+                tokio::spawn(async move {
+                    let account: AccountName = format!("account-{number}").parse().unwrap();
+                    let accounts = Accounts::open(db).await.unwrap();
+                    let mut keys = vec![accounts.create(&account, Credit::Prepaid, None).await.unwrap().unwrap()];
+                    for round in 0..20 {
+                        let made = accounts.create_key(&account, &NewKey::named("key"), None).await.unwrap();
+                        if round % 2 == 0 {
+                            assert!(accounts.revoke(&account, &made.id, None).await.unwrap());
+                        }
+                        keys.push(made.secret);
+                    }
+                    keys
+                })
+            };
+            let changes: Vec<_> = (0..6).map(change).collect();
+            while !changes.iter().all(tokio::task::JoinHandle::is_finished) {
+                reader.catch_up().await.unwrap();
+            }
+            reader.catch_up().await.unwrap();
+            for change in changes {
+                let opens: Vec<bool> = change.await.unwrap().iter().map(|key| reader.verify(key).is_ok()).collect();
+                let expected: Vec<bool> = (0..21).map(|number| number % 2 == 0).collect();
+                assert_eq!(opens, expected);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn when_keys_were_used_is_written_for_many_at_once_and_survives_their_changes() {
+        for db in platform::testing::databases().await {
+            let acme: AccountName = "acme".parse().unwrap();
+            let accounts = Accounts::open(db.clone()).await.unwrap();
+            let first = accounts.create(&acme, Credit::Prepaid, None).await.unwrap().unwrap();
+            let id = accounts.verify(&first).unwrap().key_id;
+            // A change reads the key's row again, in which its use does not stand yet.
+            let touch = "UPDATE api_keys SET revision = (SELECT revision + 1 FROM changes WHERE what = 'keys')";
+            sqlx::query(touch).execute(db.pool()).await.unwrap();
+            let mut made = vec![id];
+            for _ in 0..3 {
+                let new = accounts.create_key(&acme, &NewKey::named("key"), None).await.unwrap();
+                accounts.verify(&new.secret).unwrap();
+                made.push(new.id);
+            }
+            accounts.write_last_used().await.unwrap();
+            let rows = Accounts::open(db).await.unwrap().keys(&acme).await.unwrap();
+            assert!(rows.len() == made.len() && rows.iter().all(|row| row.last_used_ms.is_some()), "{rows:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_revoked_twice_is_revoked_once() {
+        for db in platform::testing::databases().await {
+            let acme: AccountName = "acme".parse().unwrap();
+            let accounts = Accounts::open(db.clone()).await.unwrap();
+            accounts.create(&acme, Credit::Prepaid, None).await.unwrap();
+            let key = accounts.create_key(&acme, &NewKey::named("key"), None).await.unwrap();
+            assert!(accounts.revoke(&acme, &key.id, None).await.unwrap());
+            let first = accounts.keys(&acme).await.unwrap();
+            assert!(accounts.revoke(&acme, &key.id, None).await.unwrap());
+            let again = accounts.keys(&acme).await.unwrap();
+            assert_eq!(format!("{first:?}"), format!("{again:?}"));
+            let rows = "SELECT 1 FROM audit_log WHERE action = 'key.revoked'";
+            assert_eq!(sqlx::query(rows).fetch_all(db.pool()).await.unwrap().len(), 1);
         }
     }
 }

@@ -10,39 +10,55 @@ use sqlx::Row;
 use crate::error::ApiError;
 use crate::state::Platform;
 
-/// How often the counters are looked at. A key that another server revoked opens nothing a second later.
+/// How often it is asked whether keys have changed: one that another server revoked opens nothing a second later.
+const KEYS_EVERY: Duration = Duration::from_millis(250);
+/// How often the other counters are looked at.
 const EVERY: Duration = Duration::from_millis(500);
-/// How often it is written down when keys were last used, in looks.
-const LAST_USED_EVERY: u32 = 20;
+/// How often it is written down when keys were last used.
+const LAST_USED_EVERY: Duration = Duration::from_secs(10);
 
-/// Reads again what others have changed, as long as the platform lives.
+/// Reads again what others have changed, as long as the platform lives. Nothing of this waits for the rest: however many prices and
+/// limits there are to read, a key is revoked in time.
 pub fn follow(platform: &Arc<Platform>, db: Db) {
     let platform = Arc::downgrade(platform);
-    tokio::spawn(async move {
-        let mut seen = HashMap::new();
-        let mut looks = 0u32;
-        while let Some(answer) = look(&platform, &db, &mut seen).await {
-            if let Err(error) = answer {
-                tracing::warn!(?error, "changes by other servers could not be read");
-            }
-            looks += 1;
-            if looks.is_multiple_of(LAST_USED_EVERY)
-                && let Some(platform) = platform.upgrade()
-                && let Err(error) = platform.accounts.write_last_used().await
-            {
-                tracing::warn!(%error, "when keys were last used could not be written");
-            }
-            tokio::time::sleep(EVERY).await;
-        }
-    });
+    tokio::spawn(follow_keys(platform.clone(), db.clone()));
+    tokio::spawn(follow_last_used(platform.clone(), db.clone()));
+    tokio::spawn(follow_others(platform, db));
 }
 
-async fn look(platform: &Weak<Platform>, db: &Db, seen: &mut HashMap<String, i64>) -> Option<Result<(), ApiError>> {
-    let platform = platform.upgrade()?;
-    if db.pool().is_closed() {
-        return None;
+async fn follow_keys(platform: Weak<Platform>, db: Db) {
+    while let Some(platform) = living(&platform, &db) {
+        if let Err(error) = platform.accounts.catch_up().await {
+            tracing::warn!(%error, "changes of keys by other servers could not be read");
+        }
+        drop(platform);
+        tokio::time::sleep(KEYS_EVERY).await;
     }
-    Some(read(&platform, db, seen).await)
+}
+
+async fn follow_last_used(platform: Weak<Platform>, db: Db) {
+    while let Some(platform) = living(&platform, &db) {
+        if let Err(error) = platform.accounts.write_last_used().await {
+            tracing::warn!(%error, "when keys were last used could not be written");
+        }
+        drop(platform);
+        tokio::time::sleep(LAST_USED_EVERY).await;
+    }
+}
+
+async fn follow_others(platform: Weak<Platform>, db: Db) {
+    let mut seen = HashMap::new();
+    while let Some(platform) = living(&platform, &db) {
+        if let Err(error) = read(&platform, &db, &mut seen).await {
+            tracing::warn!(?error, "changes by other servers could not be read");
+        }
+        drop(platform);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+fn living(platform: &Weak<Platform>, db: &Db) -> Option<Arc<Platform>> {
+    platform.upgrade().filter(|_| !db.pool().is_closed())
 }
 
 async fn read(platform: &Platform, db: &Db, seen: &mut HashMap<String, i64>) -> Result<(), ApiError> {
@@ -52,7 +68,6 @@ async fn read(platform: &Platform, db: &Db, seen: &mut HashMap<String, i64>) -> 
             continue;
         }
         match what.as_str() {
-            changes::KEYS => platform.accounts.reload().await?,
             changes::PRICES => platform.prices.reload().await?,
             changes::LIMITS => {
                 platform.limits.reload().await?;

@@ -12,6 +12,7 @@ mod cors;
 mod error;
 mod expiry;
 mod idempotency;
+mod keyring;
 mod life;
 mod metrics;
 mod names;
@@ -27,7 +28,7 @@ mod storage;
 mod upload;
 mod wire;
 
-pub use accounts::{AccountError, Accounts};
+pub use accounts::{AccountError, Accounts, FirstKey, GivenKey};
 pub use alerts::run as run_alerts;
 pub use audit::Audit;
 pub use changes::follow as follow_changes;

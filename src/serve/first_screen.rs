@@ -13,6 +13,8 @@ pub enum KeyNote {
     Known { hint: String, path: PathBuf },
     /// Given by the operator.
     Given,
+    /// Given by the operator, and opens nothing: it was revoked or has expired.
+    Dead(&'static str),
     /// Made just now, but no file could be written: this is the only time it is shown.
     Unsaved { key: String, reason: String },
     /// Made at an earlier start, and not in this user's credentials file.
@@ -71,6 +73,7 @@ impl fmt::Display for KeyNote {
             Self::Saved { key, path } => write!(f, "{key}  saved to {}", path.display()),
             Self::Known { hint, path } => write!(f, "...{hint}  in {}", path.display()),
             Self::Given => f.write_str("the one you gave"),
+            Self::Dead(what) => write!(f, "the one you gave {what}; `myriad accounts recover` makes one"),
             Self::Unsaved { key, reason } => write!(f, "{key}  note it down, it could not be saved: {reason}"),
             Self::Elsewhere => f.write_str("the one shown at the first start (not in this user's credentials file)"),
         }

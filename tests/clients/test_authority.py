@@ -31,7 +31,9 @@ def test_only_an_owner_makes_and_unmakes_owners(team):
     server, http, members, as_ = team
     boss, ann = members["boss"], members["ann"]
     boss_key = next(key["id"] for key in http.get("/v1/account/keys").json()["data"] if key["member"] == "boss")
+    own_key = next(key["id"] for key in http.get("/v1/account/keys").json()["data"] if key["member"] is None)
     for refused in (
+        ann.delete(f"/v1/account/keys/{own_key}"),
         ann.put("/v1/account/members/ann", json={"role": "owner"}),
         ann.put("/v1/account/members/new", json={"role": "owner"}),
         ann.put("/v1/account/members/boss", json={"role": "billing"}),
@@ -48,6 +50,19 @@ def test_only_an_owner_makes_and_unmakes_owners(team):
     boss.put("/v1/account/members/ann", json={"role": "owner"}).raise_for_status()
     ann.delete("/v1/account/members/boss").raise_for_status()
     assert boss.get("/v1/account/members").status_code == 401
+    # An owner may end the account's own key, as it may do anything.
+    ann.delete(f"/v1/account/keys/{own_key}").raise_for_status()
+    assert http.get("/v1/account").status_code == 401
+
+
+def test_the_operators_admin_scope_sees_every_accounts_books(team):
+    server, http, members, as_ = team
+    key = http.post("/v1/account/keys", json={"scopes": ["admin"]}).raise_for_status().json()["key"]
+    assert as_(key).get("/v1/account/usage").status_code == 403
+    for part in ("usage", "ledger", "statements", "requests"):
+        assert httpx.get(f"{server.ops_url}/admin/v1/accounts/local/{part}", headers=as_(key).headers).status_code == 200
+    billing = http.post("/v1/account/keys", json={"scopes": ["billing"]}).raise_for_status().json()["key"]
+    assert httpx.get(f"{server.ops_url}/admin/v1/accounts/local/usage", headers=as_(billing).headers).status_code == 403
 
 
 def test_a_key_goes_with_the_member_whose_key_made_it(team):
