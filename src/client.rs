@@ -21,8 +21,8 @@ pub enum ClientError {
     Credentials(#[from] CredentialsError),
     #[error("no API key for {0}; start the server here once, or set MYRIAD_API_KEY")]
     NoKey(String),
-    #[error("no server answers at {0}; start one with `myriad serve`, or name another with --base-url")]
-    Unreachable(String),
+    #[error("no server answers at {url}; start one with `myriad serve`, or name another with {flag}")]
+    Unreachable { url: String, flag: &'static str },
     #[error("{0}")]
     Http(#[from] reqwest::Error),
     /// The server's own sentence.
@@ -40,6 +40,8 @@ pub enum ClientError {
 pub struct Client {
     http: reqwest::Client,
     base_url: String,
+    /// What names `base_url` on the command line.
+    flag: &'static str,
     key: String,
 }
 
@@ -64,12 +66,12 @@ impl Client {
             }
         };
         let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).build()?;
-        Ok(Self { http, base_url, key })
+        Ok(Self { http, base_url, flag: "--base-url", key })
     }
 
-    /// The same key at another address.
-    pub fn at(&self, base_url: &str) -> Self {
-        Self { base_url: normal(base_url), ..self.clone() }
+    /// The same key at the operators' listener.
+    pub fn at(&self, ops_url: &str) -> Self {
+        Self { base_url: normal(ops_url), flag: "--ops-url", ..self.clone() }
     }
 
     /// Where an account is: the key's own at the API, another one at the operators' listener.
@@ -91,7 +93,8 @@ impl Client {
     /// Sends a request; an answer that is not a success becomes the server's own sentence.
     pub async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
         let response = request.send().await.map_err(|error| {
-            if error.is_connect() { ClientError::Unreachable(self.base_url.clone()) } else { error.into() }
+            let (url, flag) = (self.base_url.clone(), self.flag);
+            if error.is_connect() { ClientError::Unreachable { url, flag } } else { error.into() }
         })?;
         let status = response.status();
         if status.is_success() {

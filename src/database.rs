@@ -22,6 +22,11 @@ pub enum DatabaseError {
     InUse,
     #[error("the database to copy into has {rows} rows in {table} already; name an empty one")]
     NotEmpty { table: String, rows: i64 },
+    #[error(
+        "nothing was copied: the database is damaged, as what the account {account} has {book} is {balance} and by its ledger it is {ledger}; \
+         restore a backup in which both agree, or find out which is right"
+    )]
+    Damaged { account: String, book: String, ledger: String, balance: String },
     #[error("nothing was copied: {0} differs between the two databases")]
     Differs(String),
     #[error(transparent)]

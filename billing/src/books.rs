@@ -39,6 +39,16 @@ impl Books {
         })
     }
 
+    /// The first account whose balance is not what its ledger says: the database is damaged, and so would be its copy. With the book,
+    /// what the ledger says and what the balance is.
+    pub fn damaged(&self) -> Option<(&str, &str, Nano, Nano)> {
+        let of = |sums: &BTreeMap<(String, String), Nano>, key| sums.get(key).copied().unwrap_or_default();
+        let parts =
+            self.entries.keys().chain(self.balances.keys()).filter(|(_, book)| book == "available" || book == "held");
+        let mut differing = parts.filter(|key| of(&self.entries, key) != of(&self.balances, key));
+        differing.next().map(|key| (key.0.as_str(), key.1.as_str(), of(&self.entries, key), of(&self.balances, key)))
+    }
+
     /// The sums of all accounts, for a table; by name.
     pub fn totals(&self) -> BTreeMap<String, Nano> {
         let mut totals = BTreeMap::from([("cost of requests".to_owned(), self.costs.values().sum())]);

@@ -11,6 +11,8 @@ use serde_json::{Map, json};
 use serving_engine::{Event, Lane, NOT_NUMBERS, Request, Token};
 use text::ChatInput;
 
+use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::error::ApiError;
 use crate::state::{Platform, ServedModel};
 
@@ -27,6 +29,8 @@ pub struct Push {
     pub base: Option<String>,
     pub alias: Option<String>,
     pub files: Vec<UploadFile>,
+    /// Whose key asked for it; none: the server itself.
+    pub by: Option<Caller>,
 }
 
 /// Checks, tries and publishes an adapter. Whatever fails, nothing is stored.
@@ -35,6 +39,7 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
         adapter_store::check_alias(alias)?;
     }
     refuse_a_bases_name(platform, &push)?;
+    let (by, alias) = (push.by, push.alias);
     let upload = Upload { account: push.account, name: push.name, base: push.base, files: push.files };
     let store = platform.store.clone();
     let checked = tokio::task::spawn_blocking(move || store.check(upload)).await.map_err(ApiError::internal)??;
@@ -46,7 +51,7 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
             if canary.as_ref().is_some_and(|canary| canary.kl == 0.0) && checked.report.warnings.is_empty() {
                 checked.report.warnings.push("the canary saw no difference to the base model".into());
             }
-            platform.store.publish(&checked, canary, push.alias.as_deref()).await.map_err(ApiError::from)
+            publish(platform, &checked, canary, alias.as_deref(), by.as_ref()).await
         }
         Err(error) => Err(error),
     };
@@ -54,6 +59,25 @@ pub async fn push(platform: &Platform, push: Push) -> Result<Version, ApiError> 
         platform.engine.forget(checked.digest);
     }
     published
+}
+
+/// Makes it visible, and writes down who did; what was there already and stays as it is leaves no row.
+async fn publish(
+    platform: &Platform,
+    checked: &Checked,
+    canary: Option<Canary>,
+    alias: Option<&str>,
+    by: Option<&Caller>,
+) -> Result<Version, ApiError> {
+    let known = platform.store.versions(&checked.account, &checked.name).await.unwrap_or_default();
+    let version = platform.store.publish(checked, canary, alias).await?;
+    if alias.is_some() || !known.iter().any(|known| known.version == version.version) {
+        let subject = format!("{}/{}@{}", version.account, version.name, version.version);
+        let detail = json!({ "base": version.base, "digest": version.digest, "alias": alias });
+        let change = Change { account: &version.account, action: "adapter.pushed", subject: &subject, detail };
+        platform.audit.add(by, &change).await;
+    }
+    Ok(version)
 }
 
 /// A base model's name is always the base model: an adapter under it could never be asked.

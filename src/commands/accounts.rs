@@ -96,8 +96,13 @@ fn table(accounts: &[Value]) -> String {
 async fn recover(account: &str, which: &Database) -> Result<(), DatabaseError> {
     let name: AccountName = account.parse()?;
     let db = database::open_as_is(which).await?;
-    let key = gateway::Accounts::open(db.clone()).await?.recover(&name).await?;
+    let accounts = gateway::Accounts::open(db.clone()).await?;
+    let key = accounts.recover(&name).await?;
+    let suspended = accounts.suspended_ms(&name).await?.is_some();
     db.close().await;
     println!("{key}\nIt is a key of {name} and is not shown again; set MYRIAD_API_KEY to it.");
+    if suspended {
+        println!("{name} is suspended: the key opens nothing until `myriad accounts resume {name}`.");
+    }
     Ok(())
 }

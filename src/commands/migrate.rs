@@ -88,6 +88,10 @@ async fn compare(
         shown.push([format!("rows of {}", table.name), rows.to_string(), copied.to_string()]);
     }
     let (books, copied) = (Books::read(left).await?, Books::read(right).await?);
+    if let Some((account, book, ledger, balance)) = books.damaged() {
+        let [ledger, balance] = [ledger, balance].map(amount::shown);
+        return Err(DatabaseError::Damaged { account: account.into(), book: book.into(), ledger, balance });
+    }
     for (what, same) in [
         ("the ledger's sum of some account and book", books.entries == copied.entries),
         ("the balance of some account", books.balances == copied.balances),

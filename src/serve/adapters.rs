@@ -127,6 +127,6 @@ async fn push(
     base: Option<&str>,
     files: Vec<UploadFile>,
 ) -> Result<Version, ApiError> {
-    let push = Push { account: account.clone(), name, base: base.map(str::to_owned), alias: None, files };
+    let push = Push { account: account.clone(), name, base: base.map(str::to_owned), alias: None, files, by: None };
     gateway::push(platform, push).await
 }

@@ -5,6 +5,7 @@ import json
 import httpx
 import pytest
 
+import lora
 from server import KEY
 
 pytestmark = pytest.mark.books
@@ -67,7 +68,8 @@ def test_every_change_leaves_a_row_with_who_made_it(shop):
     assert len({row["id"] for row in everything}) == len(everything)
     assert [row for row in everything if row["account"] == "acme"][::-1] == rows
     # The server's own first steps, and the price for everyone.
-    assert [row["action"] for row in everything if row["account"] == "local"][::-1] == ["account.created", "key.created", "price.added"]
+    assert [row["action"] for row in everything if row["account"] == "local"][::-1] == [
+        "account.created", "key.created", "adapter.pushed", "adapter.pushed", "adapter.pushed", "price.added"]
     assert everything[-1]["actor"] == {"account": None, "key": None}
     assert len(admin.get("/admin/v1/audit", params={"account": "acme", "limit": 100}).json()["data"]) == len(rows)
 
@@ -108,7 +110,7 @@ def test_limits_webhooks_and_customers_are_written_down_too(shop):
     webhook = http.post("/v1/account/webhooks", json={"url": "https://example.com/hook?token=hidden"}).json()
     http.delete(f"/v1/account/webhooks/{webhook['id']}").raise_for_status()
     admin.patch("/admin/v1/accounts/local", json={"stripe_customer": "cus_1"}).raise_for_status()
-    rows = http.get("/v1/account/audit", params={"limit": 100}).json()["data"][::-1][2:]
+    rows = http.get("/v1/account/audit", params={"limit": 100}).json()["data"][::-1][5:]
     assert [(row["action"], row["subject"]) for row in rows] == [
         ("limit.set", cap), ("limit.set", operators), ("limit.removed", cap), ("limit.removed", operators),
         ("webhook.added", webhook["id"]), ("webhook.removed", webhook["id"]), ("account.stripe_customer", "local"),
@@ -116,3 +118,29 @@ def test_limits_webhooks_and_customers_are_written_down_too(shop):
     assert rows[0]["detail"]["amount_nano_usd"] == 10**9 and rows[1]["detail"]["set_by"] == "operator"
     written = json.dumps(rows)
     assert "hidden" not in written and webhook["secret"] not in written
+
+
+def test_what_happens_to_adapters_is_written_down_too(shop):
+    server, http, admin = shop
+
+    def rows():
+        page = http.get("/v1/account/audit", params={"limit": 100}).raise_for_status().json()["data"][::-1]
+        return [(row["action"], row["subject"], row["actor"]["account"]) for row in page if row["action"].startswith("adapter.")]
+
+    before = rows()
+    assert before == [("adapter.pushed", f"local/{name}@1", None) for name in ("extract", "sql", "support")], "the server's own"
+    for seed in (1, 2):
+        http.put("/v1/adapters/local/mine", files=lora.parts(lora.adapter(seed))).raise_for_status()
+    # The same again is no change.
+    http.put("/v1/adapters/local/mine", files=lora.parts(lora.adapter(2))).raise_for_status()
+    http.put("/v1/adapters/local/mine/aliases/prod", json={"version": 1}).raise_for_status()
+    http.delete("/v1/adapters/local/mine/aliases/prod").raise_for_status()
+    http.delete("/v1/adapters/local/mine/versions/1").raise_for_status()
+    http.delete("/v1/adapters/local/mine").raise_for_status()
+    assert http.delete("/v1/adapters/local/mine").status_code == 404
+    assert rows() == before + [(action, f"local/mine{version}", "local") for action, version in (
+        ("adapter.pushed", "@1"), ("adapter.pushed", "@2"), ("adapter.alias_set", "@prod"), ("adapter.alias_removed", "@prod"),
+        ("adapter.version_deleted", "@1"), ("adapter.deleted", ""))]
+    server.kill()
+    server.start()
+    assert len(rows()) == len(before) + 6, "a start that changes nothing leaves no row"

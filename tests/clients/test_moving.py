@@ -95,6 +95,22 @@ def test_everything_moves_into_an_empty_database(own_server, tmp_path, kind):
     assert replay.headers["idempotent-replayed"] == "true" and seen(moved, key)["balance"] == balance
 
 
+def test_a_damaged_database_does_not_move(own_server, tmp_path):
+    server = own_server().start()
+    fill(server)
+    assert server.stop() == 0
+    with closing(sqlite3.connect(server.data / "myriad.sqlite")) as database, database:
+        database.execute("UPDATE balances SET available = available + 5000000000 WHERE account = 'acme'")
+    target = f"sqlite:{tmp_path / 'new.sqlite'}"
+    refused = server.cli("migrate", "--data", str(server.data), "--to", target)
+    assert refused.returncode == 1 and "All is equal" not in refused.stdout
+    assert "the account acme has available is $7.9" in refused.stderr and "by its ledger it is $2.9" in refused.stderr, refused.stderr
+    with closing(sqlite3.connect(server.data / "myriad.sqlite")) as database, database:
+        database.execute("UPDATE balances SET available = available - 5000000000 WHERE account = 'acme'")
+    done = server.cli("migrate", "--data", str(server.data), "--to", target)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_ran_when_the_old_server_was_killed_is_settled_by_the_new_one(own_server):
     server = own_server().start()
     key = fill(server)

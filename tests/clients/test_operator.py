@@ -75,6 +75,9 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
     ):
         refused = server.cli("accounts", *arguments, "--ops-url", server.ops_url)
         assert refused.returncode != 0 and said in refused.stderr, (arguments, refused.stderr)
+    for arguments, flag in ((("accounts", "--ops-url"), "--ops-url"), (("usage", "--account", "acme", "--ops-url"), "--ops-url"), (("keys", "list", "--base-url"), "--base-url")):
+        nobody = server.cli(*arguments, "http://127.0.0.1:9", "--api-key", second)
+        assert "no server answers at http://127.0.0.1:9;" in nobody.stderr and f"name another with {flag}\n" in nobody.stderr, nobody.stderr
     refused = server.cli("accounts", "--ops-url", server.ops_url, "--api-key", second, "--base-url", server.url)
     assert "the account that runs the server" in refused.stderr
 
@@ -157,8 +160,13 @@ def test_a_suspended_account_is_closed_to_its_keys_until_it_is_resumed(shop, own
     answers(200)
     with connect(server, api_key=key) as client:
         ask(client)
+    where = database or ("--data", str(server.data))
+    accounts("suspend", "acme")
+    assert "acme is suspended: the key opens nothing until" in run("accounts", "recover", *where, "--account", "acme")
+    accounts("resume", "acme")
+    assert "suspended" not in run("accounts", "recover", *where, "--account", "acme")
     changes = [row[2:5] for row in cells(run("audit", "--account", "acme", "--ops-url", server.ops_url)) if row[2].startswith("account.")]
-    assert changes == [["account.resumed", "acme", "local"], ["account.suspended", "acme", "local"], ["account.created", "acme", "local"]]
+    assert changes == [*[[f"account.{what}", "acme", "local"] for what in ("resumed", "suspended") * 2], ["account.created", "acme", "local"]]
     assert "runs the server" in server.cli("accounts", "suspend", "local", "--ops-url", server.ops_url).stderr
     assert "no account nobody" in server.cli("accounts", "suspend", "nobody", "--ops-url", server.ops_url).stderr
 
@@ -205,7 +213,7 @@ def test_who_has_lost_the_last_key_gets_a_new_one_from_the_database(shop, runnin
         server.start()
     with server.http() as http:
         http.headers["authorization"] = f"Bearer {key}"
-        # A running server looks for changes twice a second.
+        # A running server looks for changes of keys several times a second.
         deadline = time.monotonic() + PATIENCE_S
         while (answer := http.get("/v1/account/keys")).status_code == 401 and time.monotonic() < deadline:
             time.sleep(0.05)

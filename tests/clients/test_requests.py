@@ -98,6 +98,11 @@ def test_the_account_knows_itself(http):
     assert account["id"] == "local"
     keys = http.get("/v1/account/keys").json()["data"]
     assert keys and KEY not in str(keys)
+    made = http.post("/v1/account/limits", json={"period": "month", "amount": 9}).raise_for_status().json()
+    (limit,) = http.get("/v1/account").json()["limits"]
+    assert (limit["id"], limit["amount"], limit["reached"]) == (made["id"], 9, False)
+    http.delete(f"/v1/account/limits/{made['id']}").raise_for_status()
+    assert http.get("/v1/account").json()["limits"] == []
 
 
 def test_keys_are_made_and_revoked(server, http):

@@ -8,6 +8,7 @@ use platform::units::{DAY_MS, day_of, days_since_epoch, now_ms};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::limits;
 use super::reply::{self, StrictObject, dollars};
 use crate::access::{Role, Scope, Scopes};
 use crate::accounts::{Caller, KeyRow, MadeKey, NewKey};
@@ -35,6 +36,7 @@ pub async fn show(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
             shown[field] = value;
         }
         shown["expiring"] = expiring(&platform.ledger.expiring(&caller.account).await?);
+        shown["limits"] = limits::all(&platform, &caller.account).await?.into();
     }
     Ok(HttpResponse::Ok().json(shown))
 }

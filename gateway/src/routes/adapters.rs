@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, JsonObject};
 use crate::accounts::Caller;
+use crate::audit::Change;
 use crate::body;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -57,9 +58,9 @@ pub async fn put(
             format!("this key is of account {}; it cannot write to {}", caller.account, shortened(&path.account));
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
     }
-    let (account, name) = path.own(&caller)?;
+    let (_, name) = path.own(&caller)?;
     let parts = Parts::read(&request, body).await?;
-    receive(&platform, account, name, parts).await
+    receive(&platform, caller, name, parts).await
 }
 
 pub async fn create(
@@ -74,21 +75,21 @@ pub async fn create(
         ApiError::param("name", format!("{:?} is not an adapter's name: write name or account/name", shortened(&named)))
     };
     let reference = AdapterRef::parse(&named).filter(|r| r.selector == Selector::Default).ok_or_else(wrong)?;
-    let account = reference.account.unwrap_or_else(|| caller.account.clone());
-    if account != caller.account {
+    if let Some(account) = reference.account.filter(|account| *account != caller.account) {
         let message = format!("this key is of account {}; it cannot write to {account}", caller.account);
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
     }
-    receive(&platform, account, reference.name, parts).await
+    receive(&platform, caller, reference.name, parts).await
 }
 
 async fn receive(
     platform: &web::Data<Platform>,
-    account: AccountName,
+    caller: Caller,
     name: AdapterName,
     parts: Parts,
 ) -> Result<HttpResponse, ApiError> {
-    let push = Push { account, name, base: parts.base, alias: parts.alias, files: parts.files };
+    let (account, by) = (caller.account.clone(), Some(caller));
+    let push = Push { account, name, base: parts.base, alias: parts.alias, files: parts.files, by };
     let version = upload::push(platform, push).await?;
     Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&version)))
 }
@@ -240,7 +241,10 @@ pub async fn set_alias(
     let version = Fields::new(&json).integer("version", 1..=i64::from(u32::MAX))?;
     let version = version.ok_or_else(|| ApiError::param("version", "version is missing"))? as u32;
     let moved = platform.store.set_alias(&account, &name, &alias, version).await?;
-    Ok(HttpResponse::Ok().json(json!({ "object": "adapter.alias", "alias": alias, "version": moved.version, "id": format!("{account}/{name}@{alias}") })))
+    let id = format!("{account}/{name}@{alias}");
+    note(&platform, &caller, "adapter.alias_set", &id, json!({ "version": moved.version })).await;
+    Ok(HttpResponse::Ok()
+        .json(json!({ "object": "adapter.alias", "alias": alias, "version": moved.version, "id": id })))
 }
 
 /// Takes an alias away; `default` follows the newest version again.
@@ -253,6 +257,7 @@ pub async fn remove_alias(
     let (account, name) = Path { account, name }.own(&caller)?;
     platform.store.remove_alias(&account, &name, &alias).await?;
     let id = format!("{account}/{name}@{alias}");
+    note(&platform, &caller, "adapter.alias_removed", &id, json!({})).await;
     Ok(HttpResponse::Ok().json(json!({ "object": "adapter.alias", "alias": alias, "id": id, "deleted": true })))
 }
 
@@ -261,10 +266,22 @@ pub async fn delete(
     caller: Caller,
     path: web::Path<Path>,
 ) -> Result<HttpResponse, ApiError> {
-    let (account, name) = path.own(&caller)?;
-    let gone = platform.store.delete(&account, &name).await?;
+    let (_, name) = path.own(&caller)?;
+    let id = deleted(&platform, &caller, &name).await?;
+    Ok(HttpResponse::Ok().json(json!({ "object": "adapter", "id": id, "deleted": true })))
+}
+
+/// Deletes an adapter of the caller's. Returns its id.
+pub async fn deleted(platform: &Platform, caller: &Caller, name: &AdapterName) -> Result<String, ApiError> {
+    let gone = platform.store.delete(&caller.account, name).await?;
     gone.into_iter().for_each(|digest| platform.engine.forget(digest));
-    Ok(HttpResponse::Ok().json(json!({ "object": "adapter", "id": format!("{account}/{name}"), "deleted": true })))
+    let id = format!("{}/{name}", caller.account);
+    note(platform, caller, "adapter.deleted", &id, json!({})).await;
+    Ok(id)
+}
+
+async fn note(platform: &Platform, by: &Caller, action: &'static str, subject: &str, detail: Value) {
+    platform.audit.add(by, &Change { account: &by.account, action, subject, detail }).await;
 }
 
 pub async fn delete_version(
@@ -276,8 +293,9 @@ pub async fn delete_version(
     let (account, name) = Path { account, name }.own(&caller)?;
     let gone = platform.store.delete_version(&account, &name, version).await?;
     gone.into_iter().for_each(|digest| platform.engine.forget(digest));
-    Ok(HttpResponse::Ok()
-        .json(json!({ "object": "adapter.version", "id": format!("{account}/{name}@{version}"), "deleted": true })))
+    let id = format!("{account}/{name}@{version}");
+    note(&platform, &caller, "adapter.version_deleted", &id, json!({})).await;
+    Ok(HttpResponse::Ok().json(json!({ "object": "adapter.version", "id": id, "deleted": true })))
 }
 
 #[derive(Deserialize)]

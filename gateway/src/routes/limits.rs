@@ -23,12 +23,16 @@ pub async fn list(platform: web::Data<Platform>, caller: Caller) -> Result<HttpR
 
 /// An account's limits, each with what was spent in the period that now runs.
 pub async fn listed(platform: &Platform, account: &AccountName) -> Result<HttpResponse, ApiError> {
+    Ok(reply::list(all(platform, account).await?))
+}
+
+pub async fn all(platform: &Platform, account: &AccountName) -> Result<Vec<Value>, ApiError> {
     let mut data = Vec::new();
     for limit in platform.limits.of(account) {
         let spent = platform.limits.spent_now(account, &limit).await?;
         data.push(shown(&limit, Some(spent)));
     }
-    Ok(reply::list(data))
+    Ok(data)
 }
 
 /// A limit, and where it is known, what was spent in its period.

@@ -8,6 +8,7 @@ use actix_web::{HttpResponse, web};
 use platform::AdapterName;
 use serde_json::{Map, Value};
 
+use super::adapters::deleted;
 use super::reply::JsonObject;
 use crate::accounts::Caller;
 use crate::error::ApiError;
@@ -29,7 +30,8 @@ pub async fn load(
     let read = tokio::task::spawn_blocking(move || adapter_store::folder::files(&folder)).await;
     let files = read.map_err(ApiError::internal)?.map_err(|error| ApiError::param("lora_path", error.to_string()))?;
     let base = text(&json, "base_model_name")?.map(str::to_owned);
-    let push = Push { account: caller.account, name: name.clone(), base, alias: None, files };
+    let account = caller.account.clone();
+    let push = Push { account, name: name.clone(), base, alias: None, files, by: Some(caller) };
     upload::push(&platform, push).await?;
     Ok(HttpResponse::Ok().body(format!("Success: LoRA adapter '{name}' added successfully.")))
 }
@@ -40,8 +42,7 @@ pub async fn unload(
     JsonObject(json): JsonObject,
 ) -> Result<HttpResponse, ApiError> {
     let name = operators_name(&platform, &caller, &json)?;
-    let gone = platform.store.delete(&caller.account, &name).await?;
-    gone.into_iter().for_each(|digest| platform.engine.forget(digest));
+    deleted(&platform, &caller, &name).await?;
     Ok(HttpResponse::Ok().body(format!("Success: LoRA adapter '{name}' removed successfully.")))
 }
 
