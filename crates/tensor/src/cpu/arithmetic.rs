@@ -239,17 +239,18 @@ impl Arithmetic for Dot {
 
 /// sums[i][j] += x[i] . w[j] over `steps` steps from the given addresses on, each sum in one chain of ascending steps.
 /// `stride` is the number of elements between two steps of a panel. Where `AHEAD` is not 0, the lines that many bytes ahead
-/// are asked for.
+/// are asked for, and where `FAR` is not 0, a line so many bytes on in `next` at every step.
 ///
 /// # Safety
 /// `x[i]` has `steps * STEP` elements, and every step of `w[j]` has sixteen times `STEP`.
 #[inline(always)]
-pub unsafe fn tile<A: Arithmetic, const N: usize, const P: usize, const AHEAD: usize>(
+pub unsafe fn tile<A: Arithmetic, const N: usize, const P: usize, const AHEAD: usize, const FAR: usize>(
     sums: &mut [[A::V; P]; N],
     x: [*const A::X; N],
     w: [*const A::W; P],
     stride: usize,
     steps: usize,
+    next: *const u8,
 ) {
     let mut live = *sums;
     for step in 0..steps {
@@ -263,6 +264,9 @@ pub unsafe fn tile<A: Arithmetic, const N: usize, const P: usize, const AHEAD: u
                 for w in w {
                     A::V::prefetch(w.wrapping_add(step * stride).cast::<u8>().wrapping_add(AHEAD));
                 }
+            }
+            if FAR > 0 {
+                A::V::prefetch_far(next.wrapping_add(step * FAR));
             }
             for i in 0..N {
                 let value = A::splat(x[i].add(step * A::STEP));

@@ -24,6 +24,8 @@ const PART_BLOCKS: usize = 8;
 const PART: usize = PART_BLOCKS * BLOCK;
 /// Queries (rows times heads that share K and V) of a task.
 const TASK_QUERIES: usize = 24;
+/// Lanes that have room for a number of each.
+const QUERY_LANES: usize = TASK_QUERIES.next_multiple_of(LANES);
 /// Below every score, and not so far that a difference would not be a number.
 const LOWEST: f32 = -1e30;
 
@@ -334,7 +336,6 @@ impl Attend<'_> {
         let (from, to) = (self.heads.first_seen(self.position(first)), self.position(first + count - 1));
         let mut scores = [[0f32; BLOCK]; TASK_QUERIES];
         let mut weights = [[<A::X as bytemuck::Zeroable>::zeroed(); BLOCK]; TASK_QUERIES];
-        let mut rescale = [0f32; TASK_QUERIES];
         for start in (part * PART..(part + 1) * PART).step_by(BLOCK) {
             if start > to {
                 break;
@@ -342,26 +343,19 @@ impl Attend<'_> {
             if start + BLOCK <= from {
                 continue;
             }
-            let last = self.tile.pages.len() - 1;
-            let mut pages = [0usize; BLOCK_PAGES];
-            for (index, page) in pages.iter_mut().enumerate() {
-                // What is behind the last page is not seen, but an address is needed.
-                let page_head = self.tile.pages[(start / PAGE_TOKENS + index).min(last)] as usize * self.heads.kv_heads;
-                *page = (page_head + self.kv_head) * self.heads.page_head();
-            }
+            let pages = self.pages(start);
             let live = ((to - start) / PAGE_TOKENS + 1).min(BLOCK_PAGES);
             // SAFETY: pages are in the pool, queries are in q and have states.
             unsafe {
                 for (at, rows) in blocks(count, A::V::TILE_ROWS) {
                     with_rows!(rows, A::V::TILE_ROWS, N => self.scores::<A, N>(first + at, &pages, live, &mut scores[at..at + N]));
                 }
-                for query in 0..count {
+                let seen = |query: usize| {
                     let position = self.position(first + query);
-                    let seen = self.heads.first_seen(position).saturating_sub(start).min(BLOCK)
-                        ..(position + 1).saturating_sub(start).min(BLOCK);
-                    let state = &mut states[query * size..(query + 1) * size];
-                    rescale[query] = softmax::<A>(&mut scores[query], seen, state, &mut weights[query]);
-                }
+                    self.heads.first_seen(position).saturating_sub(start).min(BLOCK)
+                        ..(position + 1).saturating_sub(start).min(BLOCK)
+                };
+                let rescale = softmax::<A>(&mut scores[..count], seen, states, &mut weights[..count]);
                 for (at, rows) in blocks(count, A::V::TILE_ROWS) {
                     with_rows!(rows, A::V::TILE_ROWS, N => {
                         let states = &mut states[at * size..(at + N) * size];
@@ -370,6 +364,16 @@ impl Attend<'_> {
                 }
             }
         }
+    }
+
+    /// Where the pages of the block of a position begin. What is behind the last one is not seen, but an address is needed.
+    #[inline(always)]
+    fn pages(&self, position: usize) -> [usize; BLOCK_PAGES] {
+        let (first, last) = (position / PAGE_TOKENS, self.tile.pages.len() - 1);
+        std::array::from_fn(|index| {
+            let page = self.tile.pages[(first + index).min(last)] as usize;
+            (page * self.heads.kv_heads + self.kv_head) * self.heads.page_head()
+        })
     }
 
     /// q k^T of `N` queries and a block of positions, two pages at a time.
@@ -392,7 +396,8 @@ impl Attend<'_> {
             for pair in (0..live).step_by(2) {
                 let mut sums = [[A::V::splat(0.0); 2]; N];
                 let k = [k.add(pages[pair]), k.add(pages[pair + 1])];
-                tile::<A, N, 2, 0>(&mut sums, q, k, LANES * A::STEP, self.heads.head_dim.div_ceil(A::STEP));
+                let steps = self.heads.head_dim.div_ceil(A::STEP);
+                tile::<A, N, 2, 0, 0>(&mut sums, q, k, LANES * A::STEP, steps, std::ptr::null());
                 for (scores, sums) in scores.iter_mut().zip(sums) {
                     sums[0].store(scores[pair * LANES..].as_mut_ptr());
                     sums[1].store(scores[(pair + 1) * LANES..].as_mut_ptr());
@@ -431,7 +436,8 @@ impl Attend<'_> {
                         *x = weights[i][index * PAGE_TOKENS..].as_ptr();
                     }
                     let at = |panel: usize| v.add(page + panel * PAGE_TOKENS * LANES);
-                    tile::<A, N, 2, 0>(&mut sums, x, [at(panel), at(other)], LANES * A::STEP, PAGE_TOKENS / A::STEP);
+                    let v = [at(panel), at(other)];
+                    tile::<A, N, 2, 0, 0>(&mut sums, x, v, LANES * A::STEP, PAGE_TOKENS / A::STEP, std::ptr::null());
                 }
                 for (i, sums) in sums.iter().enumerate() {
                     let state = states[i * size + MARKS..(i + 1) * size].as_mut_ptr();
@@ -478,37 +484,47 @@ fn empty(state: &mut [f32]) {
     state[0] = LOWEST;
 }
 
-/// Takes a block's scores into a state's largest score and denominator, makes weights of them, and returns by what the sums shrink.
+/// Takes a block's scores into the states' largest scores and denominators, makes weights of them, and returns by what each
+/// query's sums shrink.
 #[inline(always)]
 unsafe fn softmax<A: Arithmetic>(
-    scores: &mut [f32; BLOCK],
-    seen: std::ops::Range<usize>,
-    state: &mut [f32],
-    weights: &mut [A::X; BLOCK],
-) -> f32 {
-    scores[..seen.start].fill(f32::NEG_INFINITY);
-    scores[seen.end..].fill(f32::NEG_INFINITY);
-    // SAFETY: arrays of whole vectors; the state has its marks.
+    scores: &mut [[f32; BLOCK]],
+    seen: impl Fn(usize) -> std::ops::Range<usize>,
+    states: &mut [f32],
+    weights: &mut [[A::X; BLOCK]],
+) -> [f32; QUERY_LANES] {
+    let size = states.len() / scores.len();
+    let (mut before, mut after, mut rescale) = ([0f32; QUERY_LANES], [0f32; QUERY_LANES], [0f32; QUERY_LANES]);
+    // SAFETY: arrays of whole vectors; the states have their marks.
     unsafe {
-        let load = |at: usize| A::V::load(scores.as_ptr().add(at * LANES));
-        let mut largest = A::V::splat(state[0]);
-        for at in 0..BLOCK_PAGES {
-            largest = load(at).max(largest);
+        for (query, (scores, state)) in scores.iter_mut().zip(states.chunks_exact_mut(size)).enumerate() {
+            let seen = seen(query);
+            scores[..seen.start].fill(f32::NEG_INFINITY);
+            scores[seen.end..].fill(f32::NEG_INFINITY);
+            let mut largest = A::V::splat(state[0]);
+            for at in 0..BLOCK_PAGES {
+                largest = A::V::load(scores.as_ptr().add(at * LANES)).max(largest);
+            }
+            before[query] = state[0];
+            after[query] = largest.largest();
+            state[0] = after[query];
         }
-        let largest = largest.largest();
-        let shrink = A::V::splat(state[0] - largest).exp2();
-        let mut total = A::V::load(state[LANES..].as_ptr()).mul(shrink);
-        for at in 0..BLOCK_PAGES {
-            let weight = load(at).sub(A::V::splat(largest)).exp2();
-            total = total.add(weight);
-            A::X::store(weight, weights.as_mut_ptr().add(at * LANES));
+        for at in (0..scores.len()).step_by(LANES) {
+            let shrink = A::V::load(before[at..].as_ptr()).sub(A::V::load(after[at..].as_ptr())).exp2();
+            shrink.store(rescale[at..].as_mut_ptr());
         }
-        total.store(state[LANES..].as_mut_ptr());
-        state[0] = largest;
-        let mut lanes = [0f32; LANES];
-        shrink.store(lanes.as_mut_ptr());
-        lanes[0]
+        for (query, (state, weights)) in states.chunks_exact_mut(size).zip(weights).enumerate() {
+            let mut total = A::V::load(state[LANES..].as_ptr()).mul(A::V::splat(rescale[query]));
+            let largest = A::V::splat(after[query]);
+            for at in 0..BLOCK_PAGES {
+                let weight = A::V::load(scores[query].as_ptr().add(at * LANES)).sub(largest).exp2();
+                total = total.add(weight);
+                A::X::store(weight, weights.as_mut_ptr().add(at * LANES));
+            }
+            total.store(state[LANES..].as_mut_ptr());
+        }
     }
+    rescale
 }
 
 /// Puts a later part of the same queries' positions together with what came before it.

@@ -174,7 +174,8 @@ impl Shrink<'_> {
                 for from in &mut from {
                     *from = from.add(step * A::STEP);
                 }
-                tile::<A, N, 1, AHEAD>(&mut sums, from, [a.add(step * stride)], stride, CUT.min(steps - step));
+                let steps = CUT.min(steps - step);
+                tile::<A, N, 1, AHEAD, 0>(&mut sums, from, [a.add(step * stride)], stride, steps, std::ptr::null());
                 for (total, sum) in totals.iter_mut().zip(sums) {
                     *total = total.add(sum[0]);
                 }
@@ -260,7 +261,7 @@ unsafe fn rows<A: Arithmetic, const N: usize>(
             live[i][0] = A::V::load(sums[i][place..place + LANES].as_ptr());
             x[i] = shrunk.add(i * stride);
         }
-        tile::<A, N, 1, 0>(&mut live, x, [b], LANES * A::STEP, ranks / A::STEP);
+        tile::<A, N, 1, 0, 0>(&mut live, x, [b], LANES * A::STEP, ranks / A::STEP, std::ptr::null());
         for i in 0..N {
             live[i][0].store(sums[i][place..place + LANES].as_mut_ptr());
         }

@@ -13,7 +13,7 @@ use crate::{DType, Format};
 /// Panels that a pass reads side by side: a pair of them is one stream of memory.
 pub(super) const PAIR: usize = 2;
 /// Rows whose sums a task computes for each of its pairs before it goes on to the next: they stay in the second-level cache.
-const TASK_ROWS: usize = 96;
+pub(super) const TASK_ROWS: usize = 96;
 /// Tasks that each thread should find, so that all end at about the same time.
 const TASKS_PER_THREAD: usize = 8;
 /// Rows that a task looks up.
@@ -22,6 +22,8 @@ const GATHER_ROWS: usize = 16;
 const MOST_ROWS: usize = 12;
 /// How far ahead of the multiply-adds weights are asked for, in bytes: prefetchers stop at every page.
 pub(super) const AHEAD: usize = 2048;
+/// Bytes of a cache line.
+pub(super) const LINE: usize = 64;
 
 /// [outputs, inputs] in panels of 16 outputs, two panels side by side: element (o, i) of panel p = o / 16 is at
 /// `[p / 2][i / step][p % 2][o % 16][i % step]`, where a step is 1 input of f32, 2 of bf16 and 4 of 8 bits. What is padded is zero.
@@ -134,6 +136,7 @@ impl Matrix {
                 x,
                 rows: first..x.rows.min(first + TASK_ROWS),
                 pairs: group * together..pairs.min((group + 1) * together),
+                next: (group + cpu.pool.threads()) * together % pairs,
                 adapters,
                 out,
             };
@@ -226,13 +229,16 @@ impl<'a> Epilogue<'a> {
 }
 
 /// Outputs of a pair of panels for the rows of a tile.
-pub(super) type Sums = [[f32; PAIR * LANES]; MOST_ROWS];
+#[repr(align(64))]
+pub(super) struct Sums(pub(super) [[f32; PAIR * LANES]; MOST_ROWS]);
 
 struct Task<'a> {
     matrix: &'a Matrix,
     x: Rows<'a>,
     rows: Range<usize>,
     pairs: Range<usize>,
+    /// The pair that a thread reads after these.
+    next: usize,
     adapters: Adapters<'a>,
     out: Out<'a>,
 }
@@ -281,12 +287,13 @@ impl Task<'_> {
         let Data::Plain(numbers) = &self.matrix.data else { unreachable!("8 bits have a kernel of their own") };
         let data = A::W::of(numbers.numbers());
         for pair in self.pairs.clone() {
-            for (first, rows) in self.tiles::<A>(pair) {
-                let mut sums = [[0f32; PAIR * LANES]; MOST_ROWS];
+            for (index, (first, rows)) in self.tiles::<A>(pair, A::V::TILE_ROWS).enumerate() {
+                let mut sums = Sums([[0.0; PAIR * LANES]; MOST_ROWS]);
+                let next = self.next(pair, index, bytemuck::cast_slice(data));
                 // SAFETY: the caller has the path's instruction set, and the rows are rows of x and y.
                 unsafe {
-                    with_rows!(rows, A::V::TILE_ROWS, N => self.base::<A, N>(data, pair, first, &mut sums));
-                    self.finish::<A>(pair, first, &mut sums[..rows]);
+                    with_rows!(rows, A::V::TILE_ROWS, N => self.base::<A, N>(data, (pair, next), first, &mut sums));
+                    self.finish::<A>(pair, first, &mut sums.0[..rows]);
                 }
             }
         }
@@ -298,12 +305,14 @@ impl Task<'_> {
             unreachable!("8 bits meet rounded rows")
         };
         for pair in self.pairs.clone() {
-            for (first, rows) in self.tiles::<A>(pair) {
-                let mut sums = [[0f32; PAIR * LANES]; MOST_ROWS];
+            for (index, (first, rows)) in self.tiles::<A>(pair, I::TILE_ROWS).enumerate() {
+                let mut sums = Sums([[0.0; PAIR * LANES]; MOST_ROWS]);
+                let next = self.next(pair, index, &weights.bytes);
                 // SAFETY: as above.
                 unsafe {
-                    int8::base::<I>(weights, x, (self.matrix.inputs, pair), (first, rows), &mut sums);
-                    self.finish::<A>(pair, first, &mut sums[..rows]);
+                    let at = (self.matrix.inputs, pair);
+                    with_rows!(rows, I::TILE_ROWS, N => int8::tile::<I, N>(weights, x, at, first, next, &mut sums));
+                    self.finish::<A>(pair, first, &mut sums.0[..rows]);
                 }
             }
         }
@@ -311,16 +320,31 @@ impl Task<'_> {
 
     /// The tiles of a pair, as (first row, rows).
     #[inline(always)]
-    fn tiles<A: Arithmetic>(&self, pair: usize) -> impl Iterator<Item = (usize, usize)> + use<A> {
+    fn tiles<A: Arithmetic>(&self, pair: usize, most: usize) -> impl Iterator<Item = (usize, usize)> + use<A> {
         // SAFETY: asks for memory only.
         unsafe { lora::prefetch::<A>(&self.adapters, &self.rows, pair * PAIR..(pair + 1) * PAIR) };
         let start = self.rows.start;
-        blocks(self.rows.len(), A::V::TILE_ROWS).map(move |(first, rows)| (start + first, rows))
+        blocks(self.rows.len(), most).map(move |(first, rows)| (start + first, rows))
+    }
+
+    /// Which part of the pair after this one a tile asks for while it computes: by turns the first and the second half, a line
+    /// a step, so that memory is not idle while the later tiles read what the first one has brought.
+    #[inline(always)]
+    fn next(&self, pair: usize, tile: usize, data: &[u8]) -> *const u8 {
+        let next = if pair + 1 < self.pairs.end { pair + 1 } else { self.next };
+        let size = data.len() / (self.matrix.panels / PAIR);
+        data.as_ptr().wrapping_add(next * size + tile % 2 * size / 2)
     }
 
     /// What the base weights contribute to `N` rows of a pair of panels.
     #[inline(always)]
-    unsafe fn base<A: Arithmetic, const N: usize>(&self, data: &[A::W], pair: usize, row: usize, sums: &mut Sums) {
+    unsafe fn base<A: Arithmetic, const N: usize>(
+        &self,
+        data: &[A::W],
+        (pair, next): (usize, *const u8),
+        row: usize,
+        sums: &mut Sums,
+    ) {
         let steps = self.matrix.inputs.div_ceil(A::STEP);
         let stride = PAIR * LANES * A::STEP;
         // SAFETY: all addresses below lie in the weights and in x, as their lengths were checked by `product`.
@@ -332,8 +356,9 @@ impl Task<'_> {
             }
             let w = data.as_ptr().add(pair * steps * stride);
             let mut live = [[A::V::splat(0.0); PAIR]; N];
-            tile::<A, N, PAIR, AHEAD>(&mut live, rows, [w, w.add(LANES * A::STEP)], stride, steps);
-            for (sums, live) in sums.iter_mut().zip(live) {
+            let w = [w, w.add(LANES * A::STEP)];
+            tile::<A, N, PAIR, AHEAD, LINE>(&mut live, rows, w, stride, steps, next);
+            for (sums, live) in sums.0.iter_mut().zip(live) {
                 live[0].store(sums.as_mut_ptr());
                 live[1].store(sums.as_mut_ptr().add(LANES));
             }

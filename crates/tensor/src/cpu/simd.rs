@@ -36,8 +36,14 @@ pub trait Vec16: Copy + 'static {
     unsafe fn round(self) -> Self;
     /// 2 to the power of whole lanes from -127 (which gives 0) to 128 (which gives infinity).
     unsafe fn power_of_two(self) -> Self;
+    /// The largest magnitude of all lanes; not a number where one of them is none.
+    unsafe fn magnitude(of: [Self; 4]) -> f32;
+    /// Stores whole lanes from -128 to 127.
+    unsafe fn store_i8(self, to: *mut i8);
     /// Asks for the cache line of an address that is read soon; the address need not be valid.
     unsafe fn prefetch(from: *const u8);
+    /// The same, but no nearer than the second-level cache: for what is read later.
+    unsafe fn prefetch_far(from: *const u8);
 
     /// The lanes, added in a fixed order.
     #[inline(always)]
@@ -169,7 +175,20 @@ impl Vec16 for Portable {
         Self(self.0.map(|power| f32::from_bits(((power as i32 + 127) as u32) << 23)))
     }
     #[inline(always)]
+    unsafe fn magnitude(of: [Self; 4]) -> f32 {
+        // As integers, so that what is not a number is above all numbers.
+        let bits = of.iter().flat_map(|lanes| lanes.0).map(|lane| lane.to_bits() & 0x7fff_ffff);
+        f32::from_bits(bits.fold(0, u32::max))
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        // SAFETY: the caller gives room for LANES elements.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(self.0.map(|lane| lane as i32 as i8)) }
+    }
+    #[inline(always)]
     unsafe fn prefetch(_from: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_from: *const u8) {}
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -260,9 +279,39 @@ impl Vec16 for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn magnitude(of: [Self; 4]) -> f32 {
+        // SAFETY: this path runs on AVX2 only.
+        unsafe {
+            let mask = _mm256_set1_epi32(0x7fff_ffff);
+            let mut most = _mm256_setzero_si256();
+            for lanes in of.into_iter().flat_map(|lanes| [lanes.0, lanes.1]) {
+                // As integers, so that what is not a number is above all numbers.
+                most = _mm256_max_epu32(most, _mm256_and_si256(_mm256_castps_si256(lanes), mask));
+            }
+            let mut bits = [0u32; 8];
+            _mm256_storeu_si256(bits.as_mut_ptr().cast(), most);
+            f32::from_bits(bits.into_iter().fold(0, u32::max))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        // SAFETY: AVX2; the caller gives room for LANES elements.
+        unsafe {
+            let halves = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(halves);
+            let (low, high) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            _mm_storeu_si128(to.cast(), _mm_packs_epi16(low, high));
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         // SAFETY: a prefetch of any address does nothing but bring a line nearer.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
 }
 
@@ -342,9 +391,44 @@ impl Vec16 for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn magnitude(of: [Self; 4]) -> f32 {
+        // SAFETY: this path runs on AVX-512 only.
+        unsafe {
+            let mask = _mm512_set1_epi32(0x7fff_ffff);
+            // As integers, so that what is not a number is above all numbers.
+            let bits = of.map(|lanes| _mm512_and_si512(_mm512_castps_si512(lanes.0), mask));
+            let most = _mm512_max_epu32(_mm512_max_epu32(bits[0], bits[1]), _mm512_max_epu32(bits[2], bits[3]));
+            f32::from_bits(_mm512_reduce_max_epu32(most))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(self, to: *mut i8) {
+        // SAFETY: AVX-512; the caller gives room for LANES elements.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self.0))) }
+    }
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: this path runs on AVX-512 only.
+        unsafe {
+            let high = _mm512_castpd_ps(_mm512_shuffle_f64x2::<0b11_10_11_10>(
+                _mm512_castps_pd(self.0),
+                _mm512_castps_pd(self.0),
+            ));
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(self.0), _mm512_castps512_ps256(high));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         // SAFETY: a prefetch of any address does nothing but bring a line nearer.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
