@@ -180,7 +180,10 @@ impl Accounts {
         }
         if let Some(key) = given {
             check_form(key)?;
-            return Ok(FirstKey::Given(self.insert_given(account, key).await?));
+            let given = self.insert_given(account, key).await?;
+            // Also where another server has made it a moment ago.
+            self.catch_up().await?;
+            return Ok(FirstKey::Given(given));
         }
         if !made {
             return Ok(FirstKey::MadeBefore);
@@ -198,7 +201,6 @@ impl Accounts {
         let Some(row) = found else {
             insert(&mut transaction, account, &BoundedKey::of_the_account("bootstrap"), key, None).await?;
             transaction.commit().await?;
-            self.catch_up().await?;
             return Ok(GivenKey::Opens);
         };
         if row.try_get::<Option<i64>, _>("revoked_ms")?.is_some() {
