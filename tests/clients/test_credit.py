@@ -264,7 +264,9 @@ def test_the_books_agree_and_the_reconciler_sees_when_they_do_not(shop):
         books.execute("UPDATE balances SET available = available + 1 WHERE account = 'acme'")
     found = admin.get("/admin/v1/reconciliation?days=1").json()
     checks = {difference["check"] for difference in found["data"]}
-    assert {"usage = requests, completion", "usage = requests, cost", "requests = ledger, cost", "ledger = balance, available"} == checks
+    assert checks == {
+        "usage = requests, completion", "usage = requests, cost", "requests = ledger, cost", "every request is charged what it costs",
+        "ledger = balance, available"}
     assert f"myriad_reconciliation_differences {found['differences']}" in httpx.get(f"{server.ops_url}/metrics").text
 
 
