@@ -31,6 +31,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=2000, help="requests of each measurement")
     parser.add_argument("--prompt-tokens", default="8")
     parser.add_argument("--output-tokens", default="2")
+    parser.add_argument("--rate", type=float, help="requests per second of the second measurement; the first one is left out")
     parser.add_argument("--model", help="folder of a base model (default: the built-in one)")
     return parser.parse_args()
 
@@ -95,7 +96,8 @@ def measure(asked: argparse.Namespace, out: Path) -> None:
     for number in range(asked.rounds):
         same = ["--requests", str(asked.requests), "--seed", str(number)]
         for mode in PORTS:
-            most[mode].append(bench(mode, asked, out, *same, "--concurrency", "64")["requests_per_s"])
+            run = {"requests_per_s": asked.rate * 2} if asked.rate else bench(mode, asked, out, *same, "--concurrency", "64")
+            most[mode].append(run["requests_per_s"])
         half = min(statistics.median(rates) for rates in most.values()) / 2
         for mode in PORTS:
             run = bench(mode, asked, out, *same, "--concurrency", "256", "--rate", f"{half:.1f}")
@@ -108,7 +110,7 @@ def measure(asked: argparse.Namespace, out: Path) -> None:
         rate, base = median(most[mode]), median(most["off"])
         quantiles = {name: median([run[name] for run in first[mode]]) for name in ("p50", "p90", "p99")}
         added = median([run["p99"] - off["p99"] for run, off in zip(first[mode], first["off"])])
-        print(f"| {mode} | {rate:.0f} | {rate / base:.2f} | {quantiles['p50']:.2f} | {quantiles['p90']:.2f} | {quantiles['p99']:.2f} | {added:+.2f} |")
+        print(f"| {mode} | {'-' if asked.rate else f'{rate:.0f}'} | {rate / base:.2f} | {quantiles['p50']:.2f} | {quantiles['p90']:.2f} | {quantiles['p99']:.2f} | {added:+.2f} |")
 
 
 if __name__ == "__main__":
