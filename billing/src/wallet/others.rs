@@ -50,37 +50,29 @@ impl Wallets {
         least: Nano,
         caps: &[(Meter, Nano)],
     ) -> Result<bool, BillingError> {
-        let asked = self.ask_others_together(purse, refusal, least, caps);
-        tokio::time::timeout(LEDGER_TIMEOUT, asked).await.map_err(|_| BillingError::Slow)?
-    }
-
-    async fn ask_others_together(
-        &self,
-        purse: &Purse,
-        refusal: Refusal,
-        least: Nano,
-        caps: &[(Meter, Nano)],
-    ) -> Result<bool, BillingError> {
-        let missed = Instant::now();
-        let (db, instance) = (self.shared.ledger.db(), self.shared.journal.instance());
-        let could_do = match refusal {
-            Refusal::CapReached => purse.state().others_could_do(least, caps),
-            _ => {
-                let (available, others) = held(db, &purse.account, instance).await?;
-                others > 0 && purse.state().free() + available + others >= least
+        let asked = async {
+            let missed = Instant::now();
+            let (db, instance) = (self.shared.ledger.db(), self.shared.journal.instance());
+            let could_do = match refusal {
+                Refusal::CapReached => purse.state().others_could_do(least, caps),
+                _ => {
+                    let (available, others) = held(db, &purse.account, instance).await?;
+                    others > 0 && purse.state().free() + available + others >= least
+                }
+            };
+            if !could_do {
+                return Ok(false);
             }
+            let mut last = purse.asking_others.lock().await;
+            // What began after this request had found too little has brought all that there was.
+            if last.is_none_or(|began| began < missed) {
+                let begins = Instant::now();
+                ask(db, &purse.account, instance).await?;
+                *last = Some(begins);
+            }
+            Ok(true)
         };
-        if !could_do {
-            return Ok(false);
-        }
-        let mut last = purse.asking_others.lock().await;
-        // What began after this request had found too little has brought all that there was.
-        if last.is_none_or(|began| began < missed) {
-            let begins = Instant::now();
-            ask(db, &purse.account, instance).await?;
-            *last = Some(begins);
-        }
-        Ok(true)
+        tokio::time::timeout(LEDGER_TIMEOUT, asked).await.map_err(|_| BillingError::Slow)?
     }
 
     async fn answer_others(&self) -> Result<(), BillingError> {
