@@ -43,6 +43,7 @@ impl Histogram {
 #[derive(Debug, Default)]
 struct Latencies {
     first_token: Histogram,
+    row_wait: Histogram,
     inter_token: Histogram,
     end_to_end: Histogram,
 }
@@ -58,6 +59,10 @@ impl Metrics {
 
     pub fn first_token(&self, duration: Duration) {
         self.with(|latencies| latencies.first_token.observe(duration));
+    }
+
+    pub fn row_wait(&self, duration: Duration) {
+        self.with(|latencies| latencies.row_wait.observe(duration));
     }
 
     pub fn inter_token(&self, duration: Duration) {
@@ -131,6 +136,8 @@ impl Metrics {
         }
         self.with(|latencies| {
             latencies.first_token.write("vllm:time_to_first_token_seconds", "Time to first token", &mut out);
+            let help = "Time that an answer's beginning waited for its row to be durable";
+            latencies.row_wait.write("myriad_row_wait_seconds", help, &mut out);
             latencies.inter_token.write("vllm:inter_token_latency_seconds", "Time between tokens", &mut out);
             latencies.end_to_end.write("vllm:e2e_request_latency_seconds", "Time of a whole request", &mut out);
         });

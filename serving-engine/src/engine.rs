@@ -145,6 +145,8 @@ impl Drop for Owner {
 /// A request's events. Dropping it cancels the request.
 pub struct Reply {
     events: Receiver<Event>,
+    /// Events that were received and not taken yet.
+    early: VecDeque<Event>,
     controls: Controls,
 }
 
@@ -179,7 +181,20 @@ impl Controls {
 impl Reply {
     /// The next event; `None` after `Finished`.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        match self.early.pop_front() {
+            Some(event) => Some(event),
+            None => self.events.recv().await,
+        }
+    }
+
+    /// Returns when the engine has something to show, or to say that there will be nothing. Takes no event.
+    pub async fn answering(&mut self) {
+        while let None | Some(Event::Started { .. }) = self.early.back() {
+            match self.events.recv().await {
+                Some(event) => self.early.push_back(event),
+                None => return,
+            }
+        }
     }
 
     pub fn controls(&self) -> Controls {
@@ -258,7 +273,7 @@ impl Engine {
         let (events, receiver) = channel(room);
         let reins = Arc::new(Reins::new(request.allowance));
         shared.enqueue(index, Taken { request, events, reins: reins.clone() })?;
-        Ok(Reply { events: receiver, controls: Controls { reins, shared: shared.clone() } })
+        Ok(Reply { events: receiver, early: VecDeque::new(), controls: Controls { reins, shared: shared.clone() } })
     }
 
     pub fn stats(&self) -> Stats {

@@ -5,7 +5,8 @@
 
 Three servers serve the same model, priced and prepaid where metering is on. Each round measures all three, one after the other: first
 how many requests per second it does at most (64 at once), then, at half of what the slowest did, the time to first token of requests
-that come evenly spaced. The table has the medians of the rounds.
+that come evenly spaced. The table has the medians of the rounds, and the share of the answers whose first token, computed, waited for
+the request's row for at most a millisecond (the servers' own `myriad_row_wait_seconds`).
 """
 
 import argparse
@@ -61,6 +62,13 @@ def start(mode: str, folder: Path, arguments: list) -> subprocess.Popen:
     return server
 
 
+def row_waits(mode: str) -> tuple[int, int]:
+    """Answers so far, and those whose beginning waited for their row at most a millisecond."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{PORTS[mode][1]}/metrics", timeout=10) as reply:
+        lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if line.startswith("myriad_row_wait_seconds"))
+    return int(lines["myriad_row_wait_seconds_count"]), int(lines['myriad_row_wait_seconds_bucket{le="0.001"}'])
+
+
 def bench(mode: str, asked: argparse.Namespace, out: Path, *arguments: str) -> dict:
     shape = ["--prompt-tokens", asked.prompt_tokens, "--output-tokens", asked.output_tokens]
     server = ["--base-url", f"http://127.0.0.1:{PORTS[mode][0]}", "--api-key", KEY]
@@ -91,6 +99,7 @@ def main() -> None:
 def measure(asked: argparse.Namespace, out: Path) -> None:
     most: dict[str, list[float]] = {mode: [] for mode in PORTS}
     first: dict[str, list[dict]] = {mode: [] for mode in PORTS}
+    waits = {mode: [0, 0] for mode in PORTS}
     for mode in PORTS:
         bench(mode, asked, out, "--requests", str(asked.requests // 10), "--concurrency", "64")
     for number in range(asked.rounds):
@@ -100,17 +109,19 @@ def measure(asked: argparse.Namespace, out: Path) -> None:
             most[mode].append(run["requests_per_s"])
         half = min(statistics.median(rates) for rates in most.values()) / 2
         for mode in PORTS:
+            before = row_waits(mode)
             run = bench(mode, asked, out, *same, "--concurrency", "256", "--rate", f"{half:.1f}")
+            waits[mode] = [total + now - then for total, now, then in zip(waits[mode], row_waits(mode), before)]
             first[mode].append(run["latencies"]["time_to_first_token_ms"])
         print(f"round {number + 1} of {asked.rounds}: {most}", file=sys.stderr)
-    print("| metering | requests/s at most | of that without | first token p50, ms | p90 | p99 | added p99 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| metering | requests/s at most | of that without | first token p50, ms | p90 | p99 | added p99 | waited <= 1 ms for the row |")
+    print("|---|---|---|---|---|---|---|---|")
     median = lambda values: statistics.median(values)  # noqa: E731
     for mode in PORTS:
         rate, base = median(most[mode]), median(most["off"])
         quantiles = {name: median([run[name] for run in first[mode]]) for name in ("p50", "p90", "p99")}
         added = median([run["p99"] - off["p99"] for run, off in zip(first[mode], first["off"])])
-        print(f"| {mode} | {'-' if asked.rate else f'{rate:.0f}'} | {rate / base:.2f} | {quantiles['p50']:.2f} | {quantiles['p90']:.2f} | {quantiles['p99']:.2f} | {added:+.2f} |")
+        print(f"| {mode} | {'-' if asked.rate else f'{rate:.0f}'} | {rate / base:.2f} | {quantiles['p50']:.2f} | {quantiles['p90']:.2f} | {quantiles['p99']:.2f} | {added:+.2f} | {waits[mode][1] / waits[mode][0]:.2%} |")
 
 
 if __name__ == "__main__":

@@ -107,3 +107,28 @@ def test_an_answer_waits_for_a_ledger_that_does_not_answer(own_server):
     for request, choice in ended:
         assert choice["finish_reason"] == "length" and choice.get("stop_reason") is None, choice
         assert server.row(request)["finish"] == "length"
+
+
+def test_the_first_byte_waits_for_the_row_and_the_wait_is_measured(own_server):
+    server = own_server().start()
+    body = {"model": "myriad-mini", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 4, "stream": True}
+    held = 0.5
+    came: list[float] = []
+
+    def client() -> None:
+        with server.http() as http, http.stream("POST", "/v1/chat/completions", json=body) as reply:
+            next(reply.iter_raw())
+            came.append(time.monotonic())
+
+    with sqlite3.connect(server.data / "myriad.sqlite", isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        thread = threading.Thread(target=client)
+        thread.start()
+        time.sleep(held)
+        released = time.monotonic()
+        other.execute("ROLLBACK")
+    thread.join()
+    assert came and came[0] >= released
+    lines = dict(line.rsplit(" ", 1) for line in httpx.get(f"{server.ops_url}/metrics").text.splitlines() if line[0] != "#")
+    assert int(lines["myriad_row_wait_seconds_count"]) == 1
+    assert held / 2 < float(lines["myriad_row_wait_seconds_sum"]) < 10

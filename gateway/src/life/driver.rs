@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use billing::{BillingError, Charge, Finish, Marks, NewRequest, Quantities, Rates, Settled, Spender};
 use futures::StreamExt;
+use futures::future::select_all;
 use futures::stream::SelectAll;
 use platform::{AccountName, RequestId};
 use serving_engine::{Controls, Event, FinishReason, Finished, Reply, Request, Token, Usage};
@@ -58,7 +59,7 @@ pub async fn start(platform: Arc<Platform>, mut start: Start) -> Result<Run, Api
 
 async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, choices: u32) -> Result<Run, ApiError> {
     let prompts = start.requests.iter().map(|request| request.tokens.clone()).collect();
-    let replies: Vec<Reply> =
+    let mut replies: Vec<Reply> =
         start.requests.into_iter().map(|request| platform.engine.submit(request)).collect::<Result<_, _>>()?;
     let overhead = start.started.elapsed();
     // The engine works on the prompt while the row is written; dropping the replies cancels it.
@@ -69,7 +70,9 @@ async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, ch
         }
         Ok(begun?)
     });
-    if let Err(error) = begun.await {
+    let (begun, waited) = after(begun, &mut replies).await;
+    platform.metrics.row_wait(waited);
+    if let Err(error) = begun {
         // It may be written yet: then it ends at once, and nothing was used.
         tokio::spawn(async move {
             let nothing = Quantities::default();
@@ -103,6 +106,19 @@ async fn begin(platform: Arc<Platform>, start: Start, credit: Option<Credit>, ch
     };
     tokio::spawn(driver.run(replies));
     Ok(Run { id, pieces, overhead })
+}
+
+/// What the row's opening ends with, and how long the engine's first answer waited for that.
+async fn after<T>(opening: impl Future<Output = T>, replies: &mut [Reply]) -> (T, Duration) {
+    let mut opening = std::pin::pin!(opening);
+    let answering = select_all(replies.iter_mut().map(|reply| Box::pin(reply.answering())));
+    tokio::select! {
+        biased;
+        opened = &mut opening => return (opened, Duration::ZERO),
+        _ = answering => {}
+    }
+    let answered = Instant::now();
+    (opening.await, answered.elapsed())
 }
 
 /// One answer on its way to text.
