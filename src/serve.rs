@@ -155,7 +155,8 @@ async fn sign_off(platform: &Platform, db: &Db) {
 
 fn start_log(config: &ServeConfig) {
     let filter = tracing_subscriber::EnvFilter::new(&config.log);
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be logged, as on a full disk, is lost. To say so on the same stream would panic in the middle of a request.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     match config.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -2,6 +2,9 @@
 
 mod instances;
 
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
 use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
 use tokio::sync::{mpsc, oneshot};
@@ -99,6 +102,8 @@ pub struct Journal {
     prices: Prices,
     instance: String,
     writes: mpsc::UnboundedSender<Write>,
+    /// When the database took this server's last sign of life.
+    beat: Arc<Mutex<Instant>>,
     silent: bool,
 }
 
@@ -115,7 +120,8 @@ impl Journal {
         let (writes, inbox) = mpsc::unbounded_channel();
         let writer = Writer::new(db.clone(), faults.clone(), instance.clone());
         tokio::spawn(writer.run(inbox));
-        let journal = Self { db, faults, prices, instance, writes, silent: false };
+        let journal =
+            Self { db, faults, prices, instance, writes, beat: Arc::new(Mutex::new(Instant::now())), silent: false };
         let closed = journal.sign_on().await?;
         Ok((journal, closed))
     }

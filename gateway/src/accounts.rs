@@ -592,7 +592,7 @@ impl From<AccountError> for ApiError {
             AccountError::LastOwner(_) | AccountError::FirstMember(_) | AccountError::Suspended(_) => {
                 Self::new(StatusCode::CONFLICT, error.to_string())
             }
-            AccountError::Db(_) => Self::internal(error),
+            AccountError::Db(error) => error.into(),
         }
     }
 }

@@ -120,6 +120,17 @@ pub fn overloaded(message: impl Into<String>, retry_after_ms: u64) -> ApiError {
     ApiError { retry_after_ms: Some(retry_after_ms), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message) }
 }
 
+/// The database is away, or takes too long.
+fn unanswered(cause: impl std::fmt::Display) -> ApiError {
+    tracing::error!(%cause, "the database does not answer");
+    overloaded("the database does not answer; try again later", 1_000)
+}
+
+/// No name has this character, and PostgreSQL stores no text with it.
+pub fn nul_text() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "a text has the character U+0000, which no name has; leave it out")
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         let message = error.to_string();
@@ -134,7 +145,8 @@ impl From<StoreError> for ApiError {
                 Self::new(StatusCode::CONFLICT, message)
             }
             StoreError::Gone(_) => Self::not_found(message).with_code("model_not_found"),
-            StoreError::Db(_) | StoreError::Blob(_) | StoreError::Unreadable(..) => Self::internal(message),
+            StoreError::Db(error) => error.into(),
+            StoreError::Blob(_) | StoreError::Unreadable(..) => Self::internal(message),
         }
     }
 }
@@ -161,32 +173,29 @@ impl From<BillingError> for ApiError {
             BillingError::NoPrice(_) => Self::param("version", error.to_string()),
             BillingError::NoAccount(_) => Self::not_found(error.to_string()),
             BillingError::Owes(..) | BillingError::IdReused(_) => Self::new(StatusCode::CONFLICT, error.to_string()),
-            error if error.is_passing() => {
-                tracing::error!(%error, "the database does not answer");
-                overloaded("the database does not answer; try again later", 1_000)
-            }
+            BillingError::Db(error) => error.into(),
+            BillingError::Conflict(_) | BillingError::Slow => unanswered(error),
             BillingError::ReservationClosed(_) => {
                 overloaded("the other servers took this one for dead; it begins anew, send the request again", 1_000)
             }
-            BillingError::Db(_)
-            | BillingError::Missing(_)
-            | BillingError::OverReserved(_)
-            | BillingError::Conflict(_)
-            | BillingError::Slow
-            | BillingError::Closed => Self::internal(error),
+            BillingError::Missing(_) | BillingError::OverReserved(_) | BillingError::Closed => Self::internal(error),
         }
     }
 }
 
 impl From<platform::DbError> for ApiError {
     fn from(error: platform::DbError) -> Self {
-        Self::internal(error)
+        match error {
+            error if error.is_passing() => unanswered(error),
+            error if error.is_nul_text() => nul_text(),
+            error => Self::internal(error),
+        }
     }
 }
 
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
-        Self::internal(error)
+        platform::DbError::from(error).into()
     }
 }
 

@@ -39,6 +39,7 @@ pub fn serve(platform: Arc<Platform>, api: TcpListener, ops: TcpListener) -> std
     let api = HttpServer::new(move || {
         App::new()
             .app_data(api_data.clone())
+            .wrap(from_fn(routes::readable))
             .wrap(from_fn(body::in_time))
             .wrap(Condition::new(cors, from_fn(crate::cors::open)))
             .wrap_fn(|request, service| {
@@ -70,14 +71,19 @@ pub fn serve(platform: Arc<Platform>, api: TcpListener, ops: TcpListener) -> std
     .disable_signals()
     .listen(api)?
     .run();
-    let ops =
-        HttpServer::new(move || App::new().app_data(data.clone()).wrap(from_fn(body::in_time)).configure(routes::ops))
-            .workers(1)
-            .client_request_timeout(HEAD_TIMEOUT)
-            .shutdown_timeout(SHUTDOWN_S)
-            .disable_signals()
-            .listen(ops)?
-            .run();
+    let ops = HttpServer::new(move || {
+        App::new()
+            .app_data(data.clone())
+            .wrap(from_fn(routes::readable))
+            .wrap(from_fn(body::in_time))
+            .configure(routes::ops)
+    })
+    .workers(1)
+    .client_request_timeout(HEAD_TIMEOUT)
+    .shutdown_timeout(SHUTDOWN_S)
+    .disable_signals()
+    .listen(ops)?
+    .run();
     Ok(Servers { platform, api, ops })
 }
 

@@ -64,7 +64,7 @@ impl Platform {
     }
 
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed) && !self.engine.is_draining()
+        self.ready.load(Ordering::Relaxed) && !self.engine.is_draining() && self.journal.is_taken()
     }
 }
 

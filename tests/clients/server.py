@@ -2,10 +2,12 @@
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,8 +90,10 @@ class Server:
         key = {} if self.key is None else {"MYRIAD_BOOTSTRAP_KEY": self.key}
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "output").open("ab") as output:
+            # Python ignores the signal of a file that may not grow, and so does the server: `full_disk`.
             self.process = subprocess.Popen(
-                self.command(), env=self.variables() | key, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                self.command(), env=self.variables() | key, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                restore_signals=False,
             )
 
     def start(self) -> "Server":
@@ -114,6 +118,16 @@ class Server:
 
     def wait(self) -> int:
         return self.process.wait(PATIENCE_S)
+
+    @contextmanager
+    def full_disk(self):
+        """No file of the server can be written to meanwhile."""
+        limit = resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (1, limit[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, limit)
 
     def kill(self) -> None:
         self.signal(signal.SIGKILL)

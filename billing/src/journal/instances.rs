@@ -5,6 +5,7 @@
 //! has ended long ago need not wait.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use platform::units::now_ms;
@@ -113,7 +114,13 @@ impl Journal {
              ON CONFLICT (id) DO UPDATE SET seen_ms = excluded.seen_ms, beats = instances.beats + 1"
         );
         sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&self.instance).execute(self.db.pool()).await?;
+        *self.beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         Ok(())
+    }
+
+    /// Whether the database has taken what this server wrote, of late.
+    pub fn is_taken(&self) -> bool {
+        self.beat.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < GRACE
     }
 
     async fn bury_silent(&self, silence: &mut Silence) -> Result<u64, BillingError> {

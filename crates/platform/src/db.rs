@@ -13,7 +13,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use sqlx::any::{Any, AnyArguments, AnyConnectOptions, AnyPoolOptions};
-use sqlx::{AnyConnection, Arguments, Encode, Executor, Type};
+use sqlx::{AnyConnection, Arguments, Connection, Encode, Executor, Type};
 
 /// A row of a result, from whichever database.
 pub type DbRow = sqlx::any::AnyRow;
@@ -68,6 +68,12 @@ impl DbError {
             sqlx::Error::Database(error) => error.code().is_some_and(|code| is_passing_code(&code)),
             _ => false,
         }
+    }
+
+    /// Whether a text was refused that only SQLite would store: one with the character U+0000.
+    pub fn is_nul_text(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else { return false };
+        error.code().is_some_and(|code| code == "22021")
     }
 }
 
@@ -178,6 +184,9 @@ impl Db {
             .after_connect(move |connection: &mut AnyConnection, _| {
                 Box::pin(async move { connection.execute(settings).await.map(drop) })
             })
+            // SQLite ends a transaction by itself where the disk is full or cannot be read. The driver then still counts it, and
+            // could begin no other on that connection, for ever.
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
             .connect_with(options)
             .await
             .map_err(|e| failed(e.to_string()))?;

@@ -18,12 +18,13 @@ mod webhooks;
 pub use limits::shown as shown_limit;
 pub use reply::{dollars, unread};
 
+use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceFactory, ServiceRequest, ServiceResponse};
 use actix_web::http::StatusCode;
-use actix_web::middleware::from_fn;
+use actix_web::middleware::{Next, from_fn};
 use actix_web::{Error, HttpResponse, guard, web};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, nul_text};
 use crate::idempotency;
 
 /// Largest JSON body, in bytes.
@@ -81,6 +82,17 @@ pub fn api(config: &mut web::ServiceConfig) {
         .configure(health)
         .route("/", web::get().to(ops::front_page))
         .default_service(web::to(nothing_here));
+}
+
+/// Wraps every route: refuses paths and queries with a character that no name has.
+pub async fn readable(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    if request.uri().to_string().contains("%00") {
+        return Err(nul_text().into());
+    }
+    next.call(request).await
 }
 
 /// A POST that honours `Idempotency-Key`.

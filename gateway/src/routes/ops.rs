@@ -17,7 +17,11 @@ pub async fn ready(platform: web::Data<Platform>) -> Result<HttpResponse, ApiErr
     if platform.is_ready() {
         return Ok(HttpResponse::Ok().json(json!({ "status": "ready" })));
     }
-    let why = if platform.engine.is_draining() { "the server is shutting down" } else { "the server is starting" };
+    let why = match (platform.engine.is_draining(), platform.journal.is_taken()) {
+        (true, _) => "the server is shutting down",
+        (false, false) => "the database does not answer",
+        (false, true) => "the server is starting",
+    };
     Err(ApiError { retry_after_ms: Some(1_000), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, why) })
 }
 

@@ -17,7 +17,7 @@ use serving_engine::Usage;
 
 use super::JSON_BYTES;
 use crate::body;
-use crate::error::ApiError;
+use crate::error::{ApiError, nul_text};
 use crate::life::{Piece, Pieces, Run};
 use crate::resolve::Target;
 use crate::wire::Fields;
@@ -75,6 +75,9 @@ impl FromRequest for StrictObject {
         async move {
             let body = body.await.map_err(|error| unread(&error))?;
             let json = object(&body)?;
+            if json.iter().any(|(name, value)| name.contains('\0') || has_nul(value)) {
+                return Err(nul_text());
+            }
             let texts: HashMap<String, &RawValue> = serde_json::from_slice(&body).map_err(ApiError::internal)?;
             let is_number = |name: &String| json.get(name).is_some_and(Value::is_number);
             let numbers =
@@ -95,6 +98,15 @@ pub fn unread(error: &actix_web::Error) -> ApiError {
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is over {JSON_BYTES} bytes"))
         }
         status => ApiError::new(status, format!("the body could not be read: {error}")),
+    }
+}
+
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(fields) => fields.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        _ => false,
     }
 }
 
