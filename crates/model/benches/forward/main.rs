@@ -58,7 +58,7 @@ fn main() {
         }
     }
     if wanted("prefill") {
-        for rows in [512, 2048] {
+        for rows in [16, 512, 2048] {
             bench.prefill(rows, Slot::BASE);
         }
         bench.bind(&[16]);
