@@ -490,7 +490,7 @@ pub enum AccountsAction {
         prepaid: bool,
 
         /// Dollars that it gets to begin with
-        #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse)]
+        #[arg(long, value_name = "USD", value_parser = crate::commands::amount::parse_credit)]
         grant: Option<i64>,
     },
     /// Change what an account has, in dollars

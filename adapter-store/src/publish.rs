@@ -2,6 +2,7 @@
 //!
 //! Blobs come first and rows last, in one transaction: whatever stops in between leaves nothing that can be seen.
 
+use platform::audit::{Change, Note};
 use platform::units::now_ms;
 use platform::{AccountName, AdapterName, DbTransaction, Digest};
 use sqlx::Row;
@@ -13,27 +14,28 @@ use crate::versions::{Version, file_key, number};
 
 impl AdapterStore {
     /// Stores an upload and gives it a version: durable when this returns. The same adapter again is the same version, with the
-    /// files that it came with first.
+    /// files that it came with first. `note`: what the audit log says of it under its number, where that or its alias is new.
     pub async fn publish(
         &self,
         checked: &Checked,
         canary: Option<Canary>,
         alias: Option<&str>,
+        note: Box<Note<'static, u32>>,
     ) -> Result<Version, StoreError> {
         alias.map(check_alias).transpose()?;
         let (store, alias) = (self.clone(), alias.map(str::to_owned));
         let checked = Checked { report: Report { canary, ..checked.report.clone() }, ..checked.clone() };
         let digest = checked.digest;
         // On a task of its own: a caller who goes away must not leave half of it.
-        let written = tokio::spawn(async move { store.write(&checked, alias.as_deref()).await });
+        let written = tokio::spawn(async move { store.write(&checked, alias.as_deref(), &note).await });
         written.await.map_err(|e| StoreError::Unreadable(digest, e.to_string()))?
     }
 
-    async fn write(&self, checked: &Checked, alias: Option<&str>) -> Result<Version, StoreError> {
+    async fn write(&self, checked: &Checked, alias: Option<&str>, note: &Note<'_, u32>) -> Result<Version, StoreError> {
         let files: Vec<Digest> = checked.files.iter().map(|(_, digest)| *digest).collect();
         let held = self.locks.hold(files.iter().copied().chain([checked.digest])).await;
         let written = match self.write_blobs(checked).await {
-            Ok(()) => self.write_rows(checked, alias).await,
+            Ok(()) => self.write_rows(checked, alias, note).await,
             Err(error) => Err(error),
         };
         drop(held);
@@ -53,17 +55,27 @@ impl AdapterStore {
         self.store_image(&checked.image).await
     }
 
-    async fn write_rows(&self, checked: &Checked, alias: Option<&str>) -> Result<u32, StoreError> {
+    async fn write_rows(
+        &self,
+        checked: &Checked,
+        alias: Option<&str>,
+        note: &Note<'_, u32>,
+    ) -> Result<u32, StoreError> {
         let name = (checked.account.as_str(), checked.name.as_str());
         let mut transaction = self.db.write(&lock_name(name)).await?;
         claim_name(&mut transaction, checked).await?;
-        let version = match known_version(&mut transaction, checked).await? {
+        let known = known_version(&mut transaction, checked).await?;
+        let version = match known {
             Some(version) => version,
             None => add_version(&mut transaction, checked).await?,
         };
         follow_newest(&mut transaction, name).await?;
-        if let Some(alias) = alias {
-            point(&mut transaction, name, alias, version).await?;
+        let moved = match alias {
+            Some(alias) => point(&mut transaction, name, alias, version).await?,
+            None => false,
+        };
+        if known.is_none() || moved {
+            note(&version).write(&mut transaction).await?;
         }
         transaction.commit().await?;
         Ok(version)
@@ -76,23 +88,34 @@ impl AdapterStore {
         name: &AdapterName,
         alias: &str,
         version: u32,
+        change: &Change,
     ) -> Result<Version, StoreError> {
         check_alias(alias)?;
         let found = self.version(account, name, version).await?;
-        point_in(self, (account.as_str(), name.as_str()), alias, version).await.map_err(|error| match error {
-            // The version was deleted in between.
-            StoreError::Db(platform::DbError::Sql(sqlx::Error::Database(e))) if e.is_foreign_key_violation() => {
-                crate::versions::missing_version(account, name, version)
-            }
-            error => error,
-        })?;
+        point_in(self, (account.as_str(), name.as_str()), alias, version, change).await.map_err(
+            |error| match error {
+                // The version was deleted in between.
+                StoreError::Db(platform::DbError::Sql(sqlx::Error::Database(e))) if e.is_foreign_key_violation() => {
+                    crate::versions::missing_version(account, name, version)
+                }
+                error => error,
+            },
+        )?;
         Ok(found)
     }
 }
 
-async fn point_in(store: &AdapterStore, name: (&str, &str), alias: &str, version: u32) -> Result<(), StoreError> {
+async fn point_in(
+    store: &AdapterStore,
+    name: (&str, &str),
+    alias: &str,
+    version: u32,
+    change: &Change,
+) -> Result<(), StoreError> {
     let mut transaction = store.db.write(&lock_name(name)).await?;
-    point(&mut transaction, name, alias, version).await?;
+    if point(&mut transaction, name, alias, version).await? {
+        change.write(&mut transaction).await?;
+    }
     Ok(transaction.commit().await?)
 }
 
@@ -197,21 +220,21 @@ pub async fn follow_newest(transaction: &mut DbTransaction, (account, name): (&s
     Ok(())
 }
 
+/// False where the alias is there already.
 async fn point(
     transaction: &mut DbTransaction,
     (account, name): (&str, &str),
     alias: &str,
     version: u32,
-) -> Result<(), StoreError> {
-    sqlx::query(
+) -> Result<bool, StoreError> {
+    let pointed = sqlx::query(
         "INSERT INTO adapter_aliases (account, name, alias, version, pinned) VALUES ($1, $2, $3, $4, TRUE) \
-         ON CONFLICT (account, name, alias) DO UPDATE SET version = excluded.version, pinned = TRUE",
+         ON CONFLICT (account, name, alias) DO UPDATE SET version = excluded.version, pinned = TRUE \
+         WHERE adapter_aliases.version <> excluded.version OR NOT adapter_aliases.pinned",
     )
     .bind(account)
     .bind(name)
     .bind(alias)
-    .bind(i64::from(version))
-    .execute(&mut **transaction)
-    .await?;
-    Ok(())
+    .bind(i64::from(version));
+    Ok(pointed.execute(&mut **transaction).await?.rows_affected() > 0)
 }

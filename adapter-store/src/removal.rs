@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use platform::audit::Change;
 use platform::units::now_ms;
 use platform::{AccountName, AdapterName, DbTransaction, Digest};
 use sqlx::Row;
@@ -23,7 +24,12 @@ impl AdapterStore {
     /// Removes an adapter with all its versions. Returns the digests that no adapter has any more.
     ///
     /// Its row stays, so that a number once given never means another version in someone's records.
-    pub async fn delete(&self, account: &AccountName, name: &AdapterName) -> Result<Vec<Digest>, StoreError> {
+    pub async fn delete(
+        &self,
+        account: &AccountName,
+        name: &AdapterName,
+        change: &Change,
+    ) -> Result<Vec<Digest>, StoreError> {
         let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let deleted = Deleted::of(&mut transaction, (account, name), None).await?;
         if deleted.digests.is_empty() {
@@ -40,6 +46,7 @@ impl AdapterStore {
             .bind(now_ms())
             .execute(&mut *transaction)
             .await?;
+        change.write(&mut transaction).await?;
         transaction.commit().await?;
         self.collect(&deleted.digests, &deleted.files).await
     }
@@ -51,6 +58,7 @@ impl AdapterStore {
         account: &AccountName,
         name: &AdapterName,
         version: u32,
+        change: &Change,
     ) -> Result<Vec<Digest>, StoreError> {
         let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let deleted = Deleted::of(&mut transaction, (account, name), Some(version)).await?;
@@ -65,12 +73,19 @@ impl AdapterStore {
             .execute(&mut *transaction)
             .await?;
         follow_newest(&mut transaction, (account.as_str(), name.as_str())).await?;
+        change.write(&mut transaction).await?;
         transaction.commit().await?;
         self.collect(&deleted.digests, &deleted.files).await
     }
 
     /// Removes an alias. Removing `default` unpins it: it follows the newest version again.
-    pub async fn remove_alias(&self, account: &AccountName, name: &AdapterName, alias: &str) -> Result<(), StoreError> {
+    pub async fn remove_alias(
+        &self,
+        account: &AccountName,
+        name: &AdapterName,
+        alias: &str,
+        change: &Change,
+    ) -> Result<(), StoreError> {
         check_alias(alias)?;
         let mut transaction = self.db.write(&lock_name((account.as_str(), name.as_str()))).await?;
         let removed = sqlx::query("DELETE FROM adapter_aliases WHERE account = $1 AND name = $2 AND alias = $3")
@@ -84,6 +99,7 @@ impl AdapterStore {
             return Err(StoreError::MissingAlias { account, name, alias: alias.to_owned() });
         }
         follow_newest(&mut transaction, (account.as_str(), name.as_str())).await?;
+        change.write(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
 

@@ -3,10 +3,11 @@
 //! Requests are settled without a look at grants. What an account has falls by what it spends, and whatever raises it comes through
 //! here: so what it has less than at the last count was spent since, and is taken from the credit that expires first.
 
+use platform::audit::Note;
 use platform::{AccountName, DbRow, DbTransaction};
 use sqlx::Row;
 
-use crate::ledger::{Credited, apply_in, available_in, credit_in, lock_name, posted_in};
+use crate::ledger::{Credited, Outcome, apply_in, available_in, credit_in, lock_name, posted_in};
 use crate::rules::{Command, Nano};
 use crate::{BillingError, Ledger};
 
@@ -44,13 +45,15 @@ pub fn spend(credit: &mut [ExpiringCredit], mut spent: Nano) {
 
 impl Ledger {
     /// Grants credit that expires at `expires_ms` (milliseconds since the Unix epoch): what is not spent by then is taken off by
-    /// [`expire_due`](Self::expire_due). A repeat of the id gets the first outcome; with another amount or time it is an error.
+    /// [`expire_due`](Self::expire_due). A repeat of the id gets the first outcome; with another amount or time it is an error. `note`:
+    /// what the audit log says of it, where it is no repeat.
     pub async fn grant_until(
         &self,
         id: &str,
         account: &AccountName,
         (amount, expires_ms): (Nano, i64),
         memo: Option<&str>,
+        note: &Note<'_, Outcome>,
     ) -> Result<Credited, BillingError> {
         let mut transaction = self.db().write(&lock_name(account)).await?;
         let credited = credit_in(&mut transaction, id, account, &Command::Grant { amount }, memo, "").await?;
@@ -66,6 +69,9 @@ impl Ledger {
                 }
             }
             (false, Ok(())) => add(&mut transaction, id, account, amount, expires_ms).await?,
+        }
+        if credited.first.is_none() {
+            note(&credited.outcome).write(&mut transaction).await?;
         }
         self.commit(transaction).await?;
         Ok(credited)
@@ -93,8 +99,13 @@ impl Ledger {
 
     /// Takes off what is left of the account's grants that expired before `now_ms`, as far as it is not reserved: what is reserved is
     /// of the credit that expires first, and the rest of it goes once it is given back. Several servers, and repeats after a crash, take
-    /// it off once.
-    pub async fn expire_due(&self, account: &AccountName, now_ms: i64) -> Result<Vec<Expired>, BillingError> {
+    /// it off once. `note`: what the audit log says of each.
+    pub async fn expire_due(
+        &self,
+        account: &AccountName,
+        now_ms: i64,
+        note: &Note<'_, Expired>,
+    ) -> Result<Vec<Expired>, BillingError> {
         let mut transaction = self.db().write(&lock_name(account)).await?;
         let credit = count(&mut transaction, account, 0).await?;
         let mut expired = Vec::new();
@@ -118,7 +129,9 @@ impl Ledger {
             // It was not spent.
             let less = sqlx::query("UPDATE balances SET counted = counted - $2 WHERE account = $1");
             less.bind(account.as_str()).bind(amount).execute(&mut *transaction).await?;
-            expired.push(Expired { id, grant: due.id.clone(), amount });
+            let one = Expired { id, grant: due.id.clone(), amount };
+            note(&one).write(&mut transaction).await?;
+            expired.push(one);
         }
         self.commit(transaction).await?;
         Ok(expired)

@@ -3,6 +3,7 @@
 //! An hour's revenue is what the ledger settled in it, and what it charged for storage. What of it was put into the outbox is kept, so that an hour that grew later
 //! is completed by its difference and nothing is put twice. Only grows: refunds are the operator's to make at Stripe.
 
+use platform::audit::Change;
 use platform::units::{DAY_MS, HOUR_MS, now_ms};
 use platform::{AccountName, Db, DbTransaction};
 use serde_json::json;
@@ -70,7 +71,13 @@ impl Exports {
 
     /// Ties an account to a customer, from the hour on in which `since_ms` is. What was put into the outbox and not delivered goes
     /// to the new customer, from its first attempt on: the old one may have been a mistake.
-    pub async fn tie(&self, account: &AccountName, customer: &str, since_ms: i64) -> Result<(), BillingError> {
+    pub async fn tie(
+        &self,
+        account: &AccountName,
+        customer: &str,
+        since_ms: i64,
+        change: &Change,
+    ) -> Result<(), BillingError> {
         let mut transaction = self.db.begin().await?;
         sqlx::query(
             "UPDATE accounts SET stripe_customer = $2, stripe_since_ms = $3, stripe_from_ms = $3 WHERE name = $1",
@@ -87,18 +94,24 @@ impl Exports {
         );
         let moved = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(account.as_str()).bind(customer);
         moved.execute(&mut *transaction).await?;
+        change.write(&mut transaction).await?;
         Ok(transaction.commit().await?)
     }
 
     /// Hours that are not in the outbox yet will not be. Those that are will still be delivered.
-    pub async fn untie(&self, account: &AccountName) -> Result<(), BillingError> {
-        sqlx::query(
-            "UPDATE accounts SET stripe_customer = NULL, stripe_since_ms = NULL, stripe_from_ms = NULL WHERE name = $1",
-        )
-        .bind(account.as_str())
-        .execute(self.db.pool())
-        .await?;
-        Ok(())
+    /// False where the account is tied to none.
+    pub async fn untie(&self, account: &AccountName, change: &Change) -> Result<bool, BillingError> {
+        let mut transaction = self.db.begin().await?;
+        let untied = sqlx::query(
+            "UPDATE accounts SET stripe_customer = NULL, stripe_since_ms = NULL, stripe_from_ms = NULL \
+             WHERE name = $1 AND stripe_customer IS NOT NULL",
+        );
+        if untied.bind(account.as_str()).execute(&mut *transaction).await?.rows_affected() == 0 {
+            return Ok(false);
+        }
+        change.write(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(true)
     }
 
     /// Puts revenue from before `until_ms` into the outbox, as far as it is not there. Returns how many deliveries that makes.
@@ -181,7 +194,7 @@ async fn grown(transaction: &mut DbTransaction, until_ms: i64) -> Result<Vec<Gro
 
 #[cfg(test)]
 mod tests {
-    use platform::testing::databases;
+    use platform::testing::{change, databases};
     use serde_json::Value;
 
     use super::*;
@@ -240,7 +253,7 @@ mod tests {
             settled(&db, "b", 5, at(0, 59)).await;
             settled(&db, "c", 7, at(1, 30)).await;
             assert_eq!(exports.close(at(4, 0)).await.unwrap(), 0, "nobody is tied to a customer");
-            exports.tie(&account(), "cus_1", at(0, 20)).await.unwrap();
+            exports.tie(&account(), "cus_1", at(0, 20), &change()).await.unwrap();
             let at_once = (0..4).map(|_| exports.close(at(1, 40)));
             let put: u64 = futures::future::join_all(at_once).await.into_iter().map(Result::unwrap).sum();
             assert_eq!(put, 2);
@@ -261,10 +274,10 @@ mod tests {
             journal(&db).await;
             let (exports, outbox) = (Exports::new(db.clone()), Outbox::new(db.clone()));
             let start = floor(now_ms()) - 5 * HOUR_MS;
-            exports.tie(&account(), "cus_wrong", start).await.unwrap();
+            exports.tie(&account(), "cus_wrong", start, &change()).await.unwrap();
             settled(&db, "a", 10, start).await;
             exports.close(now_ms()).await.unwrap();
-            exports.tie(&account(), "cus_right", start).await.unwrap();
+            exports.tie(&account(), "cus_right", start, &change()).await.unwrap();
             assert_eq!(exports.close(now_ms()).await.unwrap(), 0, "the hour is in the outbox already");
             let rows = outbox.of_kind(DeliveryKind::Stripe, 9).await.unwrap();
             assert_eq!(rows.iter().map(|row| row.target.as_str()).collect::<Vec<_>>(), ["cus_right"]);
@@ -272,7 +285,7 @@ mod tests {
                 exports.customer(&account()).await.unwrap(),
                 Some(Customer { id: "cus_right".into(), since_ms: start })
             );
-            exports.untie(&account()).await.unwrap();
+            exports.untie(&account(), &change()).await.unwrap();
             settled(&db, "b", 10, start + HOUR_MS).await;
             assert_eq!(exports.close(now_ms()).await.unwrap(), 0);
             assert_eq!(exports.customer(&account()).await.unwrap(), None);

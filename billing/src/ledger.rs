@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use platform::audit::{Change, Note};
 use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, DbTransaction};
 use sqlx::Row;
@@ -80,26 +81,34 @@ impl Ledger {
         memo: Option<&str>,
         instance: &str,
     ) -> Result<Outcome, BillingError> {
-        Ok(self.credit(id, account, command, memo, instance).await?.outcome)
+        for _ in 0..ATTEMPTS {
+            let mut transaction = self.db.write(&lock_name(account)).await?;
+            if let Some(outcome) = apply_in(&mut transaction, id, account, command, memo, instance).await? {
+                self.commit(transaction).await?;
+                return Ok(outcome);
+            }
+        }
+        Err(BillingError::Conflict(id.to_owned()))
     }
 
-    /// As [`apply`](Self::apply), and says what the first one was where this is a repeat.
+    /// As [`apply`](Self::apply), for what somebody does to an account's credit: says what the first one was where this is a repeat,
+    /// and `note` what the audit log says of it where it is none.
     pub async fn credit(
         &self,
         id: &str,
         account: &AccountName,
         command: &Command,
         memo: Option<&str>,
-        instance: &str,
+        note: &Note<'_, Outcome>,
     ) -> Result<Credited, BillingError> {
-        for _ in 0..ATTEMPTS {
-            let mut transaction = self.db.write(&lock_name(account)).await?;
-            if let Some(credited) = credit_in(&mut transaction, id, account, command, memo, instance).await? {
-                self.faults.commit(transaction.commit()).await?;
-                return Ok(credited);
-            }
+        let mut transaction = self.db.write(&lock_name(account)).await?;
+        let credited = credit_in(&mut transaction, id, account, command, memo, "").await?;
+        let credited = credited.ok_or_else(|| BillingError::Conflict(id.to_owned()))?;
+        if credited.first.is_none() {
+            note(&credited.outcome).write(&mut transaction).await?;
         }
-        Err(BillingError::Conflict(id.to_owned()))
+        self.commit(transaction).await?;
+        Ok(credited)
     }
 
     /// Whether the account has a transaction with this id.
@@ -129,19 +138,29 @@ impl Ledger {
         Ok(Balance { credit: credit_of(&row)?, available: row.try_get("available")?, held: row.try_get("held")? })
     }
 
-    /// Says whether an account may owe. One that owes cannot become prepaid.
-    pub async fn set_credit(&self, account: &AccountName, credit: Credit) -> Result<(), BillingError> {
+    /// Says whether an account may owe. One that owes cannot become prepaid. False where it is like that already.
+    pub async fn set_credit(
+        &self,
+        account: &AccountName,
+        credit: Credit,
+        change: &Change,
+    ) -> Result<bool, BillingError> {
         let mut transaction = self.db.write(&lock_name(account)).await?;
         let standing = standing(&mut transaction, account, None).await?;
         if credit == Credit::Prepaid && standing.available < 0 {
             return Err(BillingError::Owes(account.to_string(), -standing.available));
+        }
+        if standing.credit == credit {
+            return Ok(false);
         }
         sqlx::query("UPDATE accounts SET credit = $2 WHERE name = $1")
             .bind(account.as_str())
             .bind(credit.name())
             .execute(&mut *transaction)
             .await?;
-        Ok(transaction.commit().await?)
+        change.write(&mut transaction).await?;
+        self.commit(transaction).await?;
+        Ok(true)
     }
 
     /// The account's transactions, newest first, after the one with id `after`.

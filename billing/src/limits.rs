@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use platform::audit::{Change, Note};
 use platform::units::{DAY_MS, HOUR_MS, Month, now_ms};
 use platform::{AccountName, Db, DbRow, RequestId, changes};
 use sqlx::Row;
@@ -186,7 +187,13 @@ impl Limits {
     }
 
     /// Sets a limit. There is one cap for each scope, subject and period: a second one replaces it, unless it is the operator's.
-    pub async fn set(&self, account: &AccountName, mut limit: Limit) -> Result<Limit, BillingError> {
+    /// `note`: what the audit log says of it.
+    pub async fn set(
+        &self,
+        account: &AccountName,
+        mut limit: Limit,
+        note: &Note<'_, Limit>,
+    ) -> Result<Limit, BillingError> {
         if !(0..=LARGEST).contains(&limit.amount) {
             return Err(BillingError::LimitAmount);
         }
@@ -223,13 +230,20 @@ impl Limits {
         .execute(&mut *transaction)
         .await?;
         changes::note(&mut transaction, changes::LIMITS).await?;
+        note(&limit).write(&mut transaction).await?;
         transaction.commit().await?;
         self.reload().await?;
         Ok(limit)
     }
 
     /// Removes a limit. False where the account has no such one; the operator's are only removed by `operator`.
-    pub async fn remove(&self, account: &AccountName, id: &str, operator: bool) -> Result<bool, BillingError> {
+    pub async fn remove(
+        &self,
+        account: &AccountName,
+        id: &str,
+        operator: bool,
+        change: &Change,
+    ) -> Result<bool, BillingError> {
         let mut transaction = self.db.write(&lock_name(account)).await?;
         let removed = sqlx::query("DELETE FROM limits WHERE account = $1 AND id = $2 AND operators <= $3")
             .bind(account.as_str())
@@ -238,10 +252,14 @@ impl Limits {
             .execute(&mut *transaction)
             .await?
             .rows_affected();
+        if removed == 0 {
+            return Ok(false);
+        }
         changes::note(&mut transaction, changes::LIMITS).await?;
+        change.write(&mut transaction).await?;
         transaction.commit().await?;
         self.reload().await?;
-        Ok(removed > 0)
+        Ok(true)
     }
 
     /// The caps that a request must keep which begins now, each with its meter. The lowest where there are several.

@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use platform::audit::Note;
 use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, changes};
 use sqlx::Row;
@@ -95,6 +96,8 @@ pub struct Price {
     pub model: Option<String>,
     pub rates: Rates,
     pub starts_ms: i64,
+    /// When it was written.
+    pub created_ms: i64,
 }
 
 /// A price to be.
@@ -128,7 +131,8 @@ impl Prices {
         let _reading = self.reading.lock().await;
         // Columns by name: a server of the version before must be able to read on when a migration adds one.
         let rows = sqlx::query(
-            "SELECT version, account, model, input, cached_input, output, training, storage, starts_ms FROM prices ORDER BY version",
+            "SELECT version, account, model, input, cached_input, output, training, storage, starts_ms, created_ms \
+             FROM prices ORDER BY version",
         );
         let rows = rows.fetch_all(self.db.pool()).await?;
         let price = |row: &DbRow| -> Result<Price, sqlx::Error> {
@@ -144,6 +148,7 @@ impl Prices {
                     storage: row.try_get("storage")?,
                 },
                 starts_ms: row.try_get("starts_ms")?,
+                created_ms: row.try_get("created_ms")?,
             })
         };
         let known = rows.iter().map(price).collect::<Result<Vec<_>, _>>()?;
@@ -155,18 +160,20 @@ impl Prices {
         self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Adds a version. One that starts in the past would change what requests have cost, and is refused.
-    pub async fn add(&self, new: NewPrice) -> Result<Price, BillingError> {
-        let now = now_ms();
-        let starts_ms = new.starts_ms.unwrap_or(now);
-        if starts_ms < now {
-            return Err(BillingError::PriceInThePast);
-        }
+    /// Adds a version. One that starts in the past would change what requests have cost, and is refused. `note`: what the audit log
+    /// says of it.
+    pub async fn add(&self, new: NewPrice, note: &Note<'_, Price>) -> Result<Price, BillingError> {
         if !new.rates.are_in_range() {
             return Err(BillingError::PriceRange);
         }
         let account = new.account.map(|account| account.to_string());
         let mut transaction = self.db.write("prices").await?;
+        let latest = sqlx::query("SELECT MAX(created_ms) AS latest FROM prices").fetch_one(&mut *transaction).await?;
+        let now = now_ms().max(latest.try_get::<Option<i64>, _>("latest")?.unwrap_or(0));
+        let starts_ms = new.starts_ms.unwrap_or(now);
+        if starts_ms < now {
+            return Err(BillingError::PriceInThePast);
+        }
         let row = sqlx::query(
             "INSERT INTO prices (version, account, model, input, cached_input, output, training, storage, starts_ms, created_ms) \
              SELECT COALESCE(MAX(version), 0) + 1, $1, $2, $3, $4, $5, $6, $7, $8, $9 FROM prices RETURNING version",
@@ -182,17 +189,21 @@ impl Prices {
         .bind(now)
         .fetch_one(&mut *transaction)
         .await?;
+        let (version, model, rates) = (row.try_get("version")?, new.model, new.rates);
+        let price = Price { version, account, model, rates, starts_ms, created_ms: now };
         changes::note(&mut transaction, changes::PRICES).await?;
+        note(&price).write(&mut transaction).await?;
         transaction.commit().await?;
-        let price = Price { version: row.try_get("version")?, account, model: new.model, rates: new.rates, starts_ms };
         self.reload().await?;
         Ok(price)
     }
 
-    /// The price of a request that begins now.
+    /// The price of a request that begins now. It is never earlier than when the last price was written, whatever the clock says: one
+    /// that is set back, or behind another server's, does not make free what has a price.
     pub fn in_force(&self, account: &str, base: &str, adapter: Option<&str>) -> Option<Price> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        in_force(known.iter(), account, base, adapter, now_ms()).cloned()
+        let latest_ms = known.iter().map(|price| price.created_ms).max().unwrap_or(0);
+        in_force(known.iter(), account, base, adapter, now_ms().max(latest_ms)).cloned()
     }
 
     /// The price of training tokens at a time, in milliseconds since the Unix epoch: the narrowest that has a rate for them.
@@ -245,11 +256,21 @@ fn in_force<'a>(
 
 #[cfg(test)]
 mod tests {
+    use platform::testing::{databases, noted};
+    use platform::units::HOUR_MS;
+
     use super::*;
 
     fn price(version: i64, account: Option<&str>, model: Option<&str>, starts_ms: i64) -> Price {
         let rates = Rates { input: version, ..Rates::default() };
-        Price { version, account: account.map(Into::into), model: model.map(Into::into), rates, starts_ms }
+        Price {
+            version,
+            account: account.map(Into::into),
+            model: model.map(Into::into),
+            rates,
+            starts_ms,
+            created_ms: 0,
+        }
     }
 
     #[test]
@@ -350,5 +371,30 @@ mod tests {
         assert_eq!(of("acme", "base", "acme/sql"), (Some(4), Some(2)), "0 is a rate: it is free");
         assert_eq!(of("acme", "base", "acme/new"), (Some(1), Some(2)));
         assert_eq!(of("acme", "else", "acme/new"), (Some(1), Some(1)));
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_was_set_back_makes_nothing_free() {
+        for db in databases().await {
+            let prices = Prices::open(db.clone()).await.unwrap();
+            let add = async |input, starts_ms| {
+                let rates = Rates { input, ..Rates::default() };
+                prices.add(NewPrice { account: None, model: None, rates, starts_ms }, &noted).await
+            };
+            let first = add(1, None).await.unwrap();
+            // As it is when the clock has lost an hour since.
+            let later = "UPDATE prices SET starts_ms = starts_ms + $1, created_ms = created_ms + $1";
+            sqlx::query(later).bind(HOUR_MS).execute(db.pool()).await.unwrap();
+            prices.reload().await.unwrap();
+            let version = || prices.in_force("acme", "base", None).map(|price| price.version);
+            assert_eq!(version(), Some(first.version));
+            // What is set now holds from now on, and not only for that hour.
+            let second = add(2, None).await.unwrap();
+            assert_eq!((version(), second.starts_ms), (Some(second.version), first.starts_ms + HOUR_MS));
+            let between = add(3, Some(now_ms() + HOUR_MS / 2)).await;
+            assert!(matches!(between, Err(BillingError::PriceInThePast)), "{between:?}");
+            let planned = add(3, Some(first.starts_ms + 2 * HOUR_MS)).await.unwrap();
+            assert_eq!((version(), planned.version), (Some(second.version), 3), "it has not begun");
+        }
     }
 }

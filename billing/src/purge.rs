@@ -139,7 +139,7 @@ impl Purge {
 
 #[cfg(test)]
 mod tests {
-    use platform::testing::databases;
+    use platform::testing::{databases, noted};
     use platform::units::DAY_MS;
 
     use super::*;
@@ -181,7 +181,7 @@ mod tests {
                 put(&outbox, id).await;
             }
             for period in [Period::Day, Period::Month, Period::Total] {
-                let limit = limits.set(&account(), alert(period)).await.unwrap();
+                let limit = limits.set(&account(), alert(period), &noted).await.unwrap();
                 let [running, over] = [period.start_ms(now), period.start_ms(now) - 1];
                 let [running, over] = [running, over].map(|start_ms| limit.message_id(start_ms, "hook"));
                 put(&outbox, &running).await;
@@ -269,7 +269,7 @@ mod tests {
             }
             let limits = Limits::open(db.clone()).await.unwrap();
             let cap = limits
-                .set(&account(), Limit { kind: LimitKind::Cap, amount: 100, ..alert(Period::Total) })
+                .set(&account(), Limit { kind: LimitKind::Cap, amount: 100, ..alert(Period::Total) }, &noted)
                 .await
                 .unwrap();
             let left = async || {

@@ -3,6 +3,7 @@
 //! Rows of requests stay as they are. A correction says which version holds for a request from then on, so that a repeat finds
 //! nothing more to correct; its amount is derived from the request's quantities and the two versions.
 
+use platform::audit::Note;
 use platform::units::now_ms;
 use platform::{AccountName, DbKind, DbRow, DbTransaction};
 use sqlx::Row;
@@ -82,44 +83,51 @@ struct Page {
 }
 
 impl Page {
-    fn difference(&self) -> Nano {
-        self.differing.iter().map(|one| one.after - one.before).sum()
+    /// What has become of its requests once it is posted.
+    fn posted(&self) -> Rerated {
+        let sum = |of: fn(&Differing) -> Nano| self.differing.iter().map(of).sum::<Nano>();
+        let (before, after) = (sum(|one| one.before), sum(|one| one.after));
+        let requests = self.differing.len() as u64;
+        Rerated { requests, before, after, posted: after - before, outcome: RerateOutcome::Posted }
     }
 }
 
 impl Ledger {
     /// What an account's requests would cost at another version. With `apply` the difference is posted as corrections (`adjust`), in
-    /// the order of requests: a repeat, also after a crash, posts what is missing and nothing twice. A version that does not
-    /// exist is an error.
+    /// the order of requests: a repeat, also after a crash, posts what is missing and nothing twice. `apply` says what the audit log
+    /// says of what one transaction has posted. A version that does not exist is an error.
     pub async fn rerate(
         &self,
         prices: &Prices,
         account: &AccountName,
         asked: &Rerating,
-        apply: bool,
+        apply: Option<&Note<'_, Rerated>>,
     ) -> Result<Rerated, BillingError> {
         prices.reload().await?;
         let mut rerated = Rerated { requests: 0, before: 0, after: 0, posted: 0, outcome: RerateOutcome::Unchanged };
         let mut after = (asked.from_ms, String::new());
         loop {
             let mut transaction = match apply {
-                true => self.db().write(&lock_name(account)).await?,
-                false => self.db().snapshot().await?,
+                Some(_) => self.db().write(&lock_name(account)).await?,
+                None => self.db().snapshot().await?,
             };
             let page = page(&mut transaction, prices, account, asked, &after).await?;
-            for one in &page.differing {
-                rerated.requests += 1;
-                rerated.before += one.before;
-                rerated.after += one.after;
-            }
+            let posted = page.posted();
+            rerated.requests += posted.requests;
+            rerated.before += posted.before;
+            rerated.after += posted.after;
             let refused = matches!(rerated.outcome, RerateOutcome::Refused(_));
-            if apply && !refused && !page.differing.is_empty() {
+            if let Some(note) = apply
+                && !refused
+                && !page.differing.is_empty()
+            {
                 rerated.outcome =
                     match correct(&mut transaction, self.db().kind(), account, asked.version, &page).await? {
                         Ok(()) => {
+                            note(&posted).write(&mut transaction).await?;
                             self.commit(transaction).await?;
-                            rerated.posted += page.difference();
-                            RerateOutcome::Posted
+                            rerated.posted += posted.posted;
+                            posted.outcome
                         }
                         // Not even the refusal is written: once there is credit, a repeat goes on here.
                         Err(refusal) => RerateOutcome::Refused(refusal),
@@ -130,7 +138,7 @@ impl Ledger {
                 None => break,
             }
         }
-        if !apply && rerated.requests > 0 {
+        if apply.is_none() && rerated.requests > 0 {
             rerated.outcome = self.foreseen(account, rerated.after - rerated.before).await?;
         }
         Ok(rerated)
@@ -204,7 +212,7 @@ async fn correct(
     version: i64,
     page: &Page,
 ) -> Result<Result<(), Refusal>, BillingError> {
-    let amount = -page.difference();
+    let amount = -page.posted().posted;
     let id = match page.differing.first() {
         Some(first) if amount != 0 => Some(format!("rerate {version} {} {}", first.id, first.number)),
         _ => None,

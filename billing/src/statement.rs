@@ -320,6 +320,7 @@ async fn lines_of<T>(
 #[cfg(test)]
 mod tests {
     use platform::Db;
+    use platform::testing::noted;
 
     use super::*;
     use crate::testing::{account, journal, request};
@@ -345,7 +346,8 @@ mod tests {
         let (journal, prices) = journal(&db).await;
         let (ledger, account) = (Ledger::new(db.clone()), account());
         let rates = crate::Rates { input: 1_000_000, ..crate::Rates::default() };
-        let price = prices.add(crate::NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
+        let price =
+            prices.add(crate::NewPrice { account: None, model: None, rates, starts_ms: None }, &noted).await.unwrap();
         let months: Vec<Month> = ["2026-01", "2026-02", "2026-04"].map(|text| Month::parse(text).unwrap()).into();
         let edges = |month: Month| [month.start_ms(), month.end_ms() - 1];
         let apply = async |id: String, command: Command| {

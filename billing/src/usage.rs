@@ -130,6 +130,7 @@ fn add_storage(rows: &mut Vec<UsageRow>, group: Vec<Option<String>>, sum: Storag
 #[cfg(test)]
 mod tests {
     use platform::Db;
+    use platform::testing::noted;
     use platform::units::{DAY_MS, day_of, now_ms};
 
     use super::*;
@@ -158,7 +159,7 @@ mod tests {
         for at in 0..4u64 {
             let mut rate = || if at == 0 { HIGHEST } else { number(3_000_000_000) as i64 };
             let rates = Rates { input: rate(), cached_input: rate(), output: rate(), ..Rates::default() };
-            prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
+            prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }, &noted).await.unwrap();
         }
         let finishes = [Finish::Stop, Finish::Length, Finish::Cancelled, Finish::Error];
         for at in 0..300u64 {
@@ -235,14 +236,14 @@ mod tests {
         let prices = Prices::open(db.clone()).await.unwrap();
         let rates = Rates { input: 3, cached_input: 2, output: 1, training: Some(4), storage: None };
         let new = |starts_ms| NewPrice { account: None, model: None, rates, starts_ms };
-        let first = prices.add(new(None)).await.unwrap();
-        assert!(matches!(prices.add(new(Some(now_ms() - 1000))).await, Err(BillingError::PriceInThePast)));
-        let later = prices.add(new(Some(now_ms() + 60_000))).await.unwrap();
+        let first = prices.add(new(None), &noted).await.unwrap();
+        assert!(matches!(prices.add(new(Some(now_ms() - 1000)), &noted).await, Err(BillingError::PriceInThePast)));
+        let later = prices.add(new(Some(now_ms() + 60_000)), &noted).await.unwrap();
         assert_eq!(prices.in_force("acme", "base", None).unwrap(), first);
         let reopened = Prices::open(db).await.unwrap();
         assert_eq!(reopened.all(), [first, later]);
         for wrong in [Rates { input: -1, ..rates }, Rates { storage: Some(HIGHEST + 1), ..rates }] {
-            let refused = prices.add(NewPrice { rates: wrong, ..new(None) }).await;
+            let refused = prices.add(NewPrice { rates: wrong, ..new(None) }, &noted).await;
             assert!(matches!(refused, Err(BillingError::PriceRange)));
         }
     }

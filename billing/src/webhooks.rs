@@ -1,5 +1,6 @@
 //! Where accounts want to be told of something.
 
+use platform::audit::{Change, Note};
 use platform::units::now_ms;
 use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
@@ -29,7 +30,14 @@ impl Webhooks {
         Self { db }
     }
 
-    pub async fn add(&self, account: &AccountName, url: &str, secret: &str) -> Result<Webhook, BillingError> {
+    /// `note`: what the audit log says of it.
+    pub async fn add(
+        &self,
+        account: &AccountName,
+        url: &str,
+        secret: &str,
+        note: &Note<'_, Webhook>,
+    ) -> Result<Webhook, BillingError> {
         let mut transaction = self.db.write(&format!("webhooks {account}")).await?;
         let count = sqlx::query("SELECT COUNT(*) AS count FROM webhooks WHERE account = $1").bind(account.as_str());
         if count.fetch_one(&mut *transaction).await?.try_get::<i64, _>("count")? as usize >= MOST_WEBHOOKS {
@@ -50,6 +58,7 @@ impl Webhooks {
             .bind(webhook.created_ms)
             .execute(&mut *transaction)
             .await?;
+        note(&webhook).write(&mut transaction).await?;
         transaction.commit().await?;
         Ok(webhook)
     }
@@ -75,7 +84,7 @@ impl Webhooks {
     }
 
     /// Removes a webhook; what was still to be delivered to it no longer is. False where the account has no such one.
-    pub async fn remove(&self, account: &AccountName, id: &str) -> Result<bool, BillingError> {
+    pub async fn remove(&self, account: &AccountName, id: &str, change: &Change) -> Result<bool, BillingError> {
         let mut transaction = self.db.begin().await?;
         let removed =
             sqlx::query("DELETE FROM webhooks WHERE account = $1 AND id = $2").bind(account.as_str()).bind(id);
@@ -85,6 +94,7 @@ impl Webhooks {
         let given_up = "UPDATE outbox SET next_ms = NULL, failure = 'the webhook was removed' \
              WHERE kind = 'webhook' AND target = $1 AND next_ms IS NOT NULL";
         sqlx::query(given_up).bind(id).execute(&mut *transaction).await?;
+        change.write(&mut transaction).await?;
         transaction.commit().await?;
         Ok(true)
     }

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use sqlx::Row;
 
 use crate::access::{Role, Scopes};
-use crate::audit::{self, Change};
+use crate::audit::change;
 use crate::authority::{self, BoundedKey};
 use crate::error::ApiError;
 use crate::keyring::{Keyring, Use};
@@ -258,8 +258,7 @@ impl Accounts {
                 > 0;
         if made {
             let detail = json!({ "credit": credit.name() });
-            let change = Change { account, action: "account.created", subject: account.as_str(), detail };
-            audit::note(&mut transaction, by, &change).await?;
+            change(by, account, "account.created", account.as_str(), detail).write(&mut transaction).await?;
         }
         transaction.commit().await?;
         Ok(made)
@@ -388,8 +387,7 @@ impl Accounts {
         let updated = updated.bind(account.as_str()).bind(suspended.then(now_ms)).bind(revision);
         let changed = updated.execute(&mut *transaction).await?.rows_affected() > 0;
         if changed {
-            let change = Change { account, action, subject: account.as_str(), detail: json!({}) };
-            audit::note(&mut transaction, by, &change).await?;
+            change(by, account, action, account.as_str(), json!({})).write(&mut transaction).await?;
         }
         transaction.commit().await?;
         self.catch_up().await?;
@@ -417,8 +415,7 @@ impl Accounts {
         let revision = changes::revision(&mut transaction, changes::KEYS).await?;
         let revoked = sqlx::query("UPDATE api_keys SET revoked_ms = $2, revision = $3 WHERE id = $1");
         revoked.bind(id).bind(now_ms()).bind(revision).execute(&mut *transaction).await?;
-        audit::note(&mut transaction, by, &Change { account, action: "key.revoked", subject: id, detail: json!({}) })
-            .await?;
+        change(by, account, "key.revoked", id, json!({})).write(&mut transaction).await?;
         transaction.commit().await?;
         self.catch_up().await?;
         Ok(true)
@@ -471,7 +468,7 @@ impl Accounts {
             return Err(if was.is_none() { AccountError::FirstMember(name) } else { AccountError::LastOwner(name) });
         }
         let detail = json!({ "role": role.name() });
-        audit::note(&mut transaction, by, &Change { account, action: "member.set", subject: name, detail }).await?;
+        change(by, account, "member.set", name, detail).write(&mut transaction).await?;
         transaction.commit().await?;
         self.catch_up().await
     }
@@ -506,8 +503,7 @@ impl Accounts {
                 return Err(AccountError::LastOwner(name.to_owned()));
             }
             let detail = json!({ "keys_revoked": keys });
-            audit::note(&mut transaction, by, &Change { account, action: "member.removed", subject: name, detail })
-                .await?;
+            change(by, account, "member.removed", name, detail).write(&mut transaction).await?;
         }
         transaction.commit().await?;
         self.catch_up().await?;
@@ -550,8 +546,7 @@ async fn insert(
     let detail = json!({
         "name": new.name, "scopes": new.scopes.names(), "member": new.member, "expires_at": expires_at,
     });
-    let change = Change { account, action: "key.created", subject: &id, detail };
-    audit::note(transaction, by, &change).await?;
+    change(by, account, "key.created", &id, detail).write(transaction).await?;
     Ok(id)
 }
 

@@ -1,21 +1,22 @@
-//! Who changed what. Rows are only ever added, with the change itself where it has a transaction; they hold no secret.
+//! The audit log: what a change says in it, and how it is read. Its rows are written with the changes: see [`platform::audit`].
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use platform::{AccountName, Db, DbRow, DbTransaction, RequestId};
+use platform::audit::{Actor, Change};
+use platform::{AccountName, Db, DbRow};
 use serde_json::Value;
 use sqlx::Row;
 
 use crate::accounts::Caller;
 
-/// A change.
-pub struct Change<'a> {
-    /// Whose affair it is.
-    pub account: &'a AccountName,
-    pub action: &'static str,
-    /// What was changed: a key's or a transaction's id, a member's name.
-    pub subject: &'a str,
-    pub detail: Value,
+/// A change of an account's affairs. `by`: whose key asked for it; none: the server itself, or who has its database.
+pub fn change<'a>(
+    by: impl Into<Option<&'a Caller>>,
+    account: &AccountName,
+    action: &'static str,
+    subject: &str,
+    detail: Value,
+) -> Change {
+    let actor = |by: &Caller| Actor { account: by.account.clone(), key_id: by.key_id.clone() };
+    Change { account: account.clone(), by: by.into().map(actor), action, subject: subject.to_owned(), detail }
 }
 
 /// A change as it is listed.
@@ -32,33 +33,7 @@ pub struct AuditRow {
     pub created_ms: i64,
 }
 
-/// Writes a change down. `by`: whose key asked for it.
-pub async fn note(
-    transaction: &mut DbTransaction,
-    by: Option<&Caller>,
-    change: &Change<'_>,
-) -> Result<(), sqlx::Error> {
-    // Ids sort as the changes came, also within a millisecond.
-    let micros = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
-    let id = RequestId::fresh(&format!("audit-{micros:014x}")).to_string();
-    sqlx::query(
-        "INSERT INTO audit_log (id, account, actor_account, actor_key, action, subject, detail, created_ms) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-    )
-    .bind(id)
-    .bind(change.account.as_str())
-    .bind(by.map(|caller| caller.account.to_string()))
-    .bind(by.map(|caller| caller.key_id.clone()))
-    .bind(change.action)
-    .bind(change.subject)
-    .bind(change.detail.to_string())
-    .bind(micros / 1000)
-    .execute(&mut **transaction)
-    .await
-    .map(drop)
-}
-
-/// The log, as it is read; and written for changes whose transaction is another crate's.
+/// The log, as it is read.
 #[derive(Debug, Clone)]
 pub struct Audit {
     db: Db,
@@ -67,21 +42,6 @@ pub struct Audit {
 impl Audit {
     pub const fn new(db: Db) -> Self {
         Self { db }
-    }
-
-    /// Writes down what was done just now. Where that fails the change is done all the same, and the answer must not say
-    /// otherwise: who repeats a credit for that would give it twice. `by`: whose key asked for it; none: the server itself.
-    pub async fn add(&self, by: impl Into<Option<&Caller>>, change: &Change<'_>) {
-        if let Err(error) = self.try_add(by.into(), change).await {
-            let (account, action, subject, detail) = (change.account, change.action, change.subject, &change.detail);
-            tracing::error!(%error, %account, action, subject, %detail, "a change could not be written to the audit log");
-        }
-    }
-
-    async fn try_add(&self, by: Option<&Caller>, change: &Change<'_>) -> Result<(), sqlx::Error> {
-        let mut transaction = self.db.begin().await?;
-        note(&mut transaction, by, change).await?;
-        transaction.commit().await
     }
 
     /// Whether there is a change with this id, of one account or of any.

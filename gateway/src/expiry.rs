@@ -3,11 +3,12 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use billing::Expired;
 use platform::AccountName;
 use platform::units::now_ms;
 use serde_json::json;
 
-use crate::audit::Change;
+use crate::audit::change;
 use crate::error::ApiError;
 use crate::state::Platform;
 
@@ -39,10 +40,11 @@ async fn look(platform: &Platform) -> Result<(), ApiError> {
 async fn expire(platform: &Platform, account: &AccountName, now_ms: i64) -> Result<(), ApiError> {
     // What this server has set aside and does not need expires as well.
     platform.wallets.give_back(account).await?;
-    for expired in platform.ledger.expire_due(account, now_ms).await? {
+    let note = |expired: &Expired| {
         let detail = json!({ "kind": "expire", "amount_nano_usd": expired.amount, "grant": expired.grant });
-        let change = Change { account, action: "account.credit_expired", subject: &expired.id, detail };
-        platform.audit.add(None, &change).await;
+        change(None, account, "account.credit_expired", &expired.id, detail)
+    };
+    for expired in platform.ledger.expire_due(account, now_ms, &note).await? {
         tracing::info!(%account, grant = expired.grant, amount = expired.amount, "credit has expired");
     }
     Ok(())

@@ -12,7 +12,7 @@ use serving_engine::{Event, Lane, NOT_NUMBERS, Request, Token};
 use text::ChatInput;
 
 use crate::accounts::Caller;
-use crate::audit::Change;
+use crate::audit::change;
 use crate::error::ApiError;
 use crate::state::{Platform, ServedModel};
 
@@ -69,15 +69,13 @@ async fn publish(
     alias: Option<&str>,
     by: Option<&Caller>,
 ) -> Result<Version, ApiError> {
-    let known = platform.store.versions(&checked.account, &checked.name).await.unwrap_or_default();
-    let version = platform.store.publish(checked, canary, alias).await?;
-    if alias.is_some() || !known.iter().any(|known| known.version == version.version) {
-        let subject = format!("{}/{}@{}", version.account, version.name, version.version);
-        let detail = json!({ "base": version.base, "digest": version.digest, "alias": alias });
-        let change = Change { account: &version.account, action: "adapter.pushed", subject: &subject, detail };
-        platform.audit.add(by, &change).await;
-    }
-    Ok(version)
+    let (account, name, by) = (checked.account.clone(), checked.name.clone(), by.cloned());
+    let detail = json!({ "base": checked.base, "digest": checked.digest, "alias": alias });
+    let note = move |version: &u32| {
+        let subject = format!("{account}/{name}@{version}");
+        change(by.as_ref(), &account, "adapter.pushed", &subject, detail.clone())
+    };
+    Ok(platform.store.publish(checked, canary, alias, Box::new(note)).await?)
 }
 
 /// A base model's name is always the base model: an adapter under it could never be asked.

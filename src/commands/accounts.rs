@@ -77,7 +77,11 @@ async fn credit(client: &Client, change: &ChangeCredit) -> Result<(), ClientErro
         "expires_at": change.expires_at,
     });
     let account = client.post("/admin/v1/credits", &body).await?;
-    print!("{}", table(&[account]));
+    print!("{}", table(std::slice::from_ref(&account)));
+    let transaction = &account["transaction"];
+    if transaction["repeated"] == true {
+        println!("{} was there before: nothing was changed.", transaction["id"].as_str().unwrap_or("-"));
+    }
     Ok(())
 }
 

@@ -29,6 +29,14 @@ pub fn parse_cost(text: &str) -> Result<i64, String> {
     }
 }
 
+/// The same for what an account gets: more than nothing, and no more than the ledger takes.
+pub fn parse_credit(text: &str) -> Result<i64, String> {
+    match parse(text)? {
+        nano @ 1..=billing::LARGEST => Ok(nano),
+        _ => Err(format!("{text:?} must be above 0 and at most {}", field(billing::LARGEST))),
+    }
+}
+
 /// Nano-dollars as the endpoints read dollars: all decimals, as text.
 pub fn field(nano: i64) -> String {
     shown(nano).replace('$', "")
@@ -45,5 +53,9 @@ mod tests {
             assert_eq!((parse(&shown(nano)), parse(&field(nano))), (Ok(nano), Ok(nano)));
         }
         assert!(parse_cost("-1").is_err() && parse("nan").is_err());
+        assert_eq!((parse_credit("1e-9"), parse_credit("1000000000")), (Ok(1), Ok(billing::LARGEST)));
+        for wrong in ["0", "-1", "1000000000.000000001", "1000000001"] {
+            assert!(parse_credit(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,6 +1,11 @@
 """The audit log: who changed what, for the account it concerns and for the operator, and without any secret."""
 
 import json
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import httpx
 import pytest
@@ -16,6 +21,17 @@ def shop(own_server, database):
     server = own_server(*database).start()
     with server.http() as http, httpx.Client(base_url=server.ops_url, headers=http.headers) as admin:
         yield server, http, admin
+
+
+def everything(client, path, **params):
+    """All rows of a list, page by page."""
+    rows = []
+    while True:
+        after = {"after": rows[-1]["id"]} if rows else {}
+        page = client.get(path, params={"limit": 100} | params | after).raise_for_status().json()
+        rows += page["data"]
+        if not page["has_more"]:
+            return rows
 
 
 def test_every_change_leaves_a_row_with_who_made_it(shop):
@@ -58,24 +74,87 @@ def test_every_change_leaves_a_row_with_who_made_it(shop):
     assert rows[10]["detail"] == {"keys_revoked": 1}
 
     # The operator sees all accounts, page by page or one of them.
-    everything, after = [], {}
-    while True:
-        page = admin.get("/admin/v1/audit", params={"limit": 4, **after}).json()
-        everything += page["data"]
-        if not page["has_more"]:
-            break
-        after = {"after": page["data"][-1]["id"]}
-    assert len({row["id"] for row in everything}) == len(everything)
-    assert [row for row in everything if row["account"] == "acme"][::-1] == rows
+    log = everything(admin, "/admin/v1/audit", limit=4)
+    assert len({row["id"] for row in log}) == len(log)
+    assert [row for row in log if row["account"] == "acme"][::-1] == rows
     # The server's own first steps, and the price for everyone.
-    assert [row["action"] for row in everything if row["account"] == "local"][::-1] == [
+    assert [row["action"] for row in log if row["account"] == "local"][::-1] == [
         "account.created", "key.created", "adapter.pushed", "adapter.pushed", "adapter.pushed", "price.added"]
-    assert everything[-1]["actor"] == {"account": None, "key": None}
+    assert log[-1]["actor"] == {"account": None, "key": None}
     assert len(admin.get("/admin/v1/audit", params={"account": "acme", "limit": 100}).json()["data"]) == len(rows)
 
-    written = json.dumps(everything)
+    written = json.dumps(log)
     for secret in (KEY, made["key"], by_operator["key"], laptop["key"]):
         assert secret not in written and secret[10:20] not in written, "a key is in the log"
+
+
+def test_a_change_is_written_down_with_what_it_changes_also_when_the_server_is_killed(shop):
+    server, http, admin = shop
+    kills, ended = 12, threading.Event()
+
+    def credit(client, id, **fields):
+        return client.post(f"{server.ops_url}/admin/v1/credits", json={"account": "local", "amount": 0.5, "id": id, **fields})
+
+    def price(client, _):
+        return client.post(f"{server.ops_url}/admin/v1/prices", json={"input": 1, "output": 2})
+
+    def come_and_go(path, **fields):
+        def change(client, _):
+            made = client.post(f"{server.url}{path}", json=fields)
+            return client.delete(f"{server.url}{path}/{made.json()['id']}") if made.is_success else made
+        return change
+
+    def insist(name, change):
+        """One change after the other; what was on its way when the server was killed is asked for again."""
+        with httpx.Client(headers=http.headers, timeout=30) as client:
+            for number in count():
+                while not ended.is_set():
+                    try:
+                        answer = change(client, f"{name}-{number}")
+                    except httpx.TransportError:
+                        time.sleep(0.01)
+                        continue
+                    if answer.status_code < 500:
+                        answer.raise_for_status()
+                        break
+                if ended.is_set():
+                    return
+
+    def alias(client, id):
+        return client.put(f"{server.url}/v1/adapters/local/sql/aliases/{id}", json={"version": 1})
+
+    changes = {
+        "alias": alias, "grant": credit, "invoice": lambda client, id: credit(client, id, kind="top_up"),
+        "gift": lambda client, id: credit(client, id, expires_at=4_000_000_000), "price": price,
+        "limit": come_and_go("/v1/account/limits", kind="alert", period="day", amount=1),
+        "webhook": come_and_go("/v1/account/webhooks", url="https://example.com/hook"),
+    }
+    with ThreadPoolExecutor(len(changes)) as pool:
+        clients = [pool.submit(insist, *change) for change in changes.items()]
+        try:
+            for _ in range(kills):
+                time.sleep(random.uniform(0.1, 0.3))
+                server.kill()
+                server.start()
+        finally:
+            ended.set()
+        [client.result() for client in clients]
+
+    log = {}
+    for row in everything(admin, "/admin/v1/audit"):
+        log.setdefault(row["action"], []).append(row["subject"])
+    aliases = [row["alias"] for row in http.get("/v1/adapters/local/sql").json()["aliases"]]
+    there = {
+        "account.credit": [row["id"] for row in everything(http, "/v1/account/ledger")],
+        "adapter.alias_set": [f"local/sql@{alias}" for alias in aliases if alias != "default"],
+        "price.added": [str(row["version"]) for row in admin.get("/admin/v1/prices").json()["data"]],
+    }
+    for action, done in there.items():
+        assert len(done) > kills and sorted(log[action]) == sorted(done), (action, set(done) ^ set(log[action]))
+    for what in ("limit", "webhook"):
+        added, removed = ("set" if what == "limit" else "added"), log[f"{what}.removed"]
+        left = [row["id"] for row in http.get(f"/v1/account/{what}s").json()["data"]]
+        assert len(removed) > kills and sorted(log[f"{what}.{added}"]) == sorted(removed + left), what
 
 
 def test_who_may_read_it(shop):

@@ -45,7 +45,8 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
     assert "not shown again" in made and "$0.000000001" in made
     assert cells(accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7", "--memo", "paid")) == [
         ["acme", "prepaid", "$5.000000001", "$0.000000000", "active"]]
-    assert "$5.000000001" in accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7"), "a repeat counted twice"
+    again = accounts("credit", "acme", "5", "--kind", "top_up", "--id", "invoice-7")
+    assert "$5.000000001" in again and "invoice-7 was there before: nothing was changed." in again, "a repeat counted twice, or is not told"
     assert "$4.500000001" in accounts("credit", "acme", "--kind", "adjust", "-0.5")
     assert "unlimited" in accounts("set", "acme", "--credit", "unlimited")
     with connect(server, api_key=key) as client:
@@ -65,6 +66,7 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
         ["adjust", "-$0.500000000", "done"], ["grant", "$0.000000001", "done"], ["top_up", "$5.000000000", "done"]]
 
     for arguments, said in (
+        *((("create", "other", "--grant", wrong), "must be above 0 and at most 1000000000.") for wrong in ("0", "1000000001")),
         (("create", "acme"), "there is an account acme already"),
         (("create", "No Name"), "is not an account name"),
         (("credit", "acme", "five"), "must be dollars"),
@@ -74,7 +76,8 @@ def test_an_account_is_made_credited_changed_and_given_keys(shop):
         (("revoke", "acme", "a/../b"), "no such key"),
     ):
         refused = server.cli("accounts", *arguments, "--ops-url", server.ops_url)
-        assert refused.returncode != 0 and said in refused.stderr, (arguments, refused.stderr)
+        assert refused.returncode != 0 and said in refused.stderr and not KEY.search(refused.stdout), (arguments, refused)
+    assert [row[0] for row in cells(accounts())] == ["acme", "local"], "what is refused makes no account"
     for arguments, flag in ((("accounts", "--ops-url"), "--ops-url"), (("usage", "--account", "acme", "--ops-url"), "--ops-url"), (("keys", "list", "--base-url"), "--base-url")):
         nobody = server.cli(*arguments, "http://127.0.0.1:9", "--api-key", second)
         assert "no server answers at http://127.0.0.1:9;" in nobody.stderr and f"name another with {flag}\n" in nobody.stderr, nobody.stderr

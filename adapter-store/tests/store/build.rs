@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use adapter_store::{AdapterStore, Base, Checked, StoreError, Upload, UploadFile, Version};
 use model::{DType, Linear, ModelConfig, ModelShape};
+use platform::testing::noted;
 use platform::{AccountName, AdapterName, Blobs, Db};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -76,7 +77,7 @@ async fn open_at(folder: &Path, bases: Vec<Base>, memory_bytes: usize) -> Adapte
 
 pub async fn push(store: &AdapterStore, to: &str, files: Vec<UploadFile>) -> Version {
     let checked = store.check(upload(to, files)).unwrap();
-    store.publish(&checked, None, None).await.unwrap()
+    store.publish(&checked, None, None, Box::new(noted)).await.unwrap()
 }
 
 pub fn blobs(folder: &Path) -> usize {

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use adapter_store::{AdapterStore, Selector, StoreError, Upload, UploadFile};
+use platform::testing::{change, noted};
 
 use crate::build::*;
 
@@ -27,14 +28,14 @@ async fn versions_aliases_and_restart() {
     assert_eq!([push_kind(&store, "sql", "plain").await, push_kind(&store, "sql", "attention").await], [1, 2]);
     assert_eq!(push_kind(&store, "sql", "plain").await, 1, "the same bytes are another version");
     assert_eq!(default_of(&store, "sql").await, 2, "pushing an old version again took the name from the newest");
-    store.set_alias(&local, &sql, "default", 1).await.unwrap();
+    store.set_alias(&local, &sql, "default", 1, &change()).await.unwrap();
     assert_eq!(push_kind(&store, "sql", "rslora").await, 3);
     assert_eq!(default_of(&store, "sql").await, 1, "a pinned default moved");
     let checked = store.check(upload("sql", written_by_peft("attention"))).unwrap();
-    assert_eq!(store.publish(&checked, None, Some("prod")).await.unwrap().version, 2);
-    store.set_alias(&local, &sql, "prod", 3).await.unwrap();
-    assert!(store.set_alias(&local, &sql, "3rd", 3).await.is_err());
-    assert!(matches!(store.set_alias(&local, &sql, "x", 9).await, Err(StoreError::MissingVersion { .. })));
+    assert_eq!(store.publish(&checked, None, Some("prod"), Box::new(noted)).await.unwrap().version, 2);
+    store.set_alias(&local, &sql, "prod", 3, &change()).await.unwrap();
+    assert!(store.set_alias(&local, &sql, "3rd", 3, &change()).await.is_err());
+    assert!(matches!(store.set_alias(&local, &sql, "x", 9, &change()).await, Err(StoreError::MissingVersion { .. })));
 
     let again = open(folder.path()).await;
     assert_eq!(default_of(&again, "sql").await, 1);
@@ -69,7 +70,7 @@ async fn equal_weights_of_two_accounts_keep_each_their_own_files() {
     theirs.others.push(file("NOTES.md", "theirs"));
     let first = push(&store, "x", ours.files()).await;
     let checked = store.check(Upload { account: account("other"), ..upload("x", theirs.files()) }).unwrap();
-    let second = store.publish(&checked, None, None).await.unwrap();
+    let second = store.publish(&checked, None, None, Box::new(noted)).await.unwrap();
     assert_eq!(first.digest, second.digest);
     assert_eq!(store.files(&first).await.unwrap(), sorted(ours.files()));
     assert_eq!(store.files(&second).await.unwrap(), sorted(theirs.files()));
@@ -96,7 +97,7 @@ async fn an_upload_for_another_base_under_the_same_name_leaves_nothing() {
     let mut built = Built::good(2);
     built.set("base_model_name_or_path", "alpaca".into());
     let checked = built.check(&store).unwrap();
-    let error = store.publish(&checked, None, None).await.unwrap_err();
+    let error = store.publish(&checked, None, None, Box::new(noted)).await.unwrap_err();
     assert!(matches!(error, StoreError::OtherBase { .. }), "{error}");
     assert_eq!(blobs(folder.path()), before, "nothing was stored, it said");
 }
@@ -112,7 +113,7 @@ async fn a_lost_or_damaged_image_is_made_again_from_the_files_and_put_right() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let checked = store.check(upload("sql", written_by_peft("patterns"))).unwrap();
-    let version = store.publish(&checked, None, None).await.unwrap();
+    let version = store.publish(&checked, None, None, Box::new(noted)).await.unwrap();
     assert_eq!(store.files(&version).await.unwrap(), sorted(written_by_peft("patterns")));
     let path = image_file(folder.path());
     let whole = std::fs::read(&path).unwrap();

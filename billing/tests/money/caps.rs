@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use billing::{Finish, Hold, Limit, LimitKind, LimitScope, Nano, NewRequest, Period, Quantities, Refusal, Spender};
 use platform::AccountName;
-use platform::testing::databases;
+use platform::testing::{change, databases, noted};
 
 use crate::support::{Server, prepaid, request, spender};
 
@@ -24,7 +24,7 @@ fn cap(scope: LimitScope, amount: Nano) -> Limit {
 
 /// Returns once every server keeps the cap, as it does for users when they are answered, and a second later.
 async fn set(servers: &[Arc<Server>], account: &AccountName, limit: Limit) -> Limit {
-    let limit = servers[0].limits.set(account, limit).await.unwrap();
+    let limit = servers[0].limits.set(account, limit, &noted).await.unwrap();
     hear(servers).await;
     limit
 }
@@ -69,7 +69,7 @@ async fn a_cap_counts_what_was_spent_while_it_was_not_there() {
             let servers = [Arc::new(Server::start(&db).await)];
             let first = set(&servers, &account, cap(scope, 1_000)).await;
             assert_eq!(spend(&servers[0], &account, 10).await, Some(10));
-            assert!(servers[0].limits.remove(&account, &first.id, false).await.unwrap());
+            assert!(servers[0].limits.remove(&account, &first.id, false, &change()).await.unwrap());
             hear(&servers).await;
             for _ in 0..3 {
                 assert_eq!(spend(&servers[0], &account, 100).await, Some(100));
@@ -180,7 +180,7 @@ async fn caps_that_come_and_go_while_two_servers_spend_are_kept() {
         for _ in 0..5 {
             let high = set(&servers, &account, cap(LimitScope::Key, PLENTY)).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
-            assert!(servers[0].limits.remove(&account, &high.id, false).await.unwrap());
+            assert!(servers[0].limits.remove(&account, &high.id, false, &change()).await.unwrap());
             hear(&servers).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

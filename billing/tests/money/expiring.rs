@@ -2,7 +2,7 @@
 //! what is left of it at its time is taken off, never what is reserved.
 
 use billing::{BillingError, Command, Credit, Ledger, Nano, Refusal};
-use platform::testing::databases;
+use platform::testing::{change, databases, noted};
 use platform::{AccountName, Db};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -118,7 +118,7 @@ impl Case {
                 // Two that expire at once are spent in the order of their ids.
                 let (id, expires) = (format!("{} {:06}", self.account, self.ids), self.model.now + time);
                 for _ in 0..2 {
-                    let granted = self.ledger.grant_until(&id, &self.account, (*amount, expires), None).await;
+                    let granted = self.ledger.grant_until(&id, &self.account, (*amount, expires), None, &noted).await;
                     granted.unwrap().outcome.unwrap();
                 }
                 self.model.grant(*amount, expires);
@@ -147,7 +147,7 @@ impl Case {
             }
             Event::Pass(time) => {
                 self.model.pass(*time);
-                let due = (0..2).map(|_| self.ledger.expire_due(&self.account, self.model.now));
+                let due = (0..2).map(|_| self.ledger.expire_due(&self.account, self.model.now, &noted));
                 for expired in futures::future::join_all(due).await {
                     expired.unwrap();
                 }
@@ -194,7 +194,7 @@ fn credit_that_expires_first_is_spent_first_and_what_is_left_goes_at_its_time() 
 async fn agrees(db: &Db, name: &str, prepaid: bool, events: &[Event]) -> Result<(), TestCaseError> {
     let account = account(db, name).await;
     let ledger = Ledger::new(db.clone());
-    ledger.set_credit(&account, if prepaid { Credit::Prepaid } else { Credit::Unlimited }).await.unwrap();
+    ledger.set_credit(&account, if prepaid { Credit::Prepaid } else { Credit::Unlimited }, &change()).await.unwrap();
     let model = Model { prepaid, ..Model::default() };
     let mut case = Case { ledger, account, model, reservations: Vec::new(), ids: 0 };
     for event in events {
@@ -209,11 +209,11 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
     for db in databases().await {
         let account = prepaid(&db, "acme", 5).await;
         let (ledger, other) = (Ledger::new(db.clone()), Ledger::new(db.clone()));
-        let grant = ledger.grant_until("gift", &account, (10, 1_000), Some("to try it")).await.unwrap();
+        let grant = ledger.grant_until("gift", &account, (10, 1_000), Some("to try it"), &noted).await.unwrap();
         assert_eq!((grant.outcome, grant.first), (Ok(()), None));
-        let again = ledger.grant_until("gift", &account, (10, 1_000), None).await.unwrap();
+        let again = ledger.grant_until("gift", &account, (10, 1_000), None, &noted).await.unwrap();
         assert_eq!((again.outcome, again.first.unwrap().memo.as_deref()), (Ok(()), Some("to try it")));
-        let again = ledger.grant_until("gift", &account, (10, 2_000), None).await;
+        let again = ledger.grant_until("gift", &account, (10, 2_000), None, &noted).await;
         assert!(matches!(again, Err(BillingError::IdReused(_))), "{again:?}");
         let reserve = Command::Reserve { reservation: "r".into(), amount: 7 };
         ledger.apply("1", &account, &reserve, None, "server").await.unwrap().unwrap();
@@ -221,7 +221,7 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
         assert_eq!(ledger.accounts_with_expired(1_000).await.unwrap(), std::slice::from_ref(&account));
         let mut taken = Vec::new();
         for expired in
-            futures::future::join_all([&ledger, &other, &ledger].map(|l| l.expire_due(&account, 1_000))).await
+            futures::future::join_all([&ledger, &other, &ledger].map(|l| l.expire_due(&account, 1_000, &noted))).await
         {
             taken.extend(expired.unwrap().into_iter().map(|one| (one.grant, one.amount)));
         }
@@ -230,7 +230,8 @@ async fn what_is_reserved_expires_when_it_is_given_back_and_each_part_once() {
         let settle = Command::Settle { reservation: "r".into(), amount: 4 };
         ledger.apply("2", &account, &settle, None, "server").await.unwrap().unwrap();
         ledger.apply("3", &account, &Command::Void { reservation: "r".into() }, None, "server").await.unwrap().unwrap();
-        let rest: Vec<Nano> = ledger.expire_due(&account, 1_000).await.unwrap().iter().map(|one| one.amount).collect();
+        let rest: Vec<Nano> =
+            ledger.expire_due(&account, 1_000, &noted).await.unwrap().iter().map(|one| one.amount).collect();
         assert_eq!(rest, [3]);
         assert_eq!(ledger.balance(&account).await.unwrap().available, 5, "what does not expire is all there");
         assert!(ledger.accounts_with_expired(1_000).await.unwrap().is_empty());

@@ -1,7 +1,7 @@
 //! Rows under repeats, lost answers and clocks that jump.
 
 use billing::{Book, Fault, Faults, Finish, NewPrice, NewRequest, Prices, Quantities, Rates};
-use platform::testing::databases;
+use platform::testing::{databases, noted};
 use platform::{AccountName, Db, DbKind};
 
 use crate::support::{Server, faults, prepaid, request, spender};
@@ -82,7 +82,7 @@ async fn a_clock_that_was_set_back_does_not_keep_a_dead_server_alive() {
 async fn priced(db: &Db, account: &AccountName) -> NewRequest {
     let prices = Prices::open(db.clone()).await.unwrap();
     let rates = Rates { output: 1_000_000, ..Rates::default() };
-    let price = prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap();
+    let price = prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }, &noted).await.unwrap();
     NewRequest { price_version: Some(price.version), ..request(account) }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use billing::{BillingError, Book, Command, Credit, LARGEST, Ledger, Nano, Reservation, Standing, decide};
-use platform::testing::databases;
+use platform::testing::{change, databases};
 use platform::{AccountName, Db};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
@@ -135,7 +135,7 @@ fn in_account(command: &Command, name: &str) -> Command {
 async fn agrees(db: &Db, name: &str, credit: Credit, commands: &[(usize, Command)]) -> Result<(), TestCaseError> {
     let account = account(db, name).await;
     let ledger = Ledger::new(db.clone());
-    ledger.set_credit(&account, credit).await.unwrap();
+    ledger.set_credit(&account, credit, &change()).await.unwrap();
     let mut model = Model::new(credit);
     for (id, command) in commands {
         let (id, command) = (format!("{name} {id}"), in_account(command, name));

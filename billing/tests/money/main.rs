@@ -1,5 +1,6 @@
 //! Money under random commands, many tasks, several servers, and servers and databases that fail.
 
+mod audited;
 mod caps;
 mod expiring;
 mod journal;

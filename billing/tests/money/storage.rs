@@ -4,7 +4,7 @@ use billing::{
     Book, Buckets, Command, Credit, Dimension, EngineCounts, Extent, Fault, GroupBy, Ledger, NewPrice, Price, Prices,
     Rates, Storage, Stored, reconcile,
 };
-use platform::testing::databases;
+use platform::testing::{change, databases, noted};
 use platform::units::{DAY_MS, HOUR_MS, Month, now_ms};
 use platform::{AccountName, Db};
 
@@ -24,7 +24,10 @@ fn next_hour() -> i64 {
 
 async fn priced(prices: &Prices, model: Option<&str>, storage: Option<i64>) -> Price {
     let rates = Rates { storage, ..Rates::default() };
-    prices.add(NewPrice { account: None, model: model.map(str::to_owned), rates, starts_ms: None }).await.unwrap()
+    prices
+        .add(NewPrice { account: None, model: model.map(str::to_owned), rates, starts_ms: None }, &noted)
+        .await
+        .unwrap()
 }
 
 async fn charge(storage: &Storage, hour: i64, stored: &[Stored]) -> usize {
@@ -139,7 +142,7 @@ async fn a_month_in_which_nothing_was_but_storage_for_free_has_a_statement() {
     for db in databases().await {
         let (acme, hour) = (account(&db, "acme").await, next_hour());
         let ledger = Ledger::new(db.clone());
-        ledger.set_credit(&acme, Credit::Prepaid).await.unwrap();
+        ledger.set_credit(&acme, Credit::Prepaid, &change()).await.unwrap();
         let prices = Prices::open(db.clone()).await.unwrap();
         priced(&prices, None, Some(10_000_000)).await;
         assert_eq!(charge(&Storage::new(ledger.clone(), prices), hour, &[stored(&acme, "sql", BYTES)]).await, 1);

@@ -6,6 +6,7 @@ use billing::{
     Charge, Command, Credit, EngineCounts, Fault, Faults, Finish, Journal, Ledger, Limits, Nano, NewPrice, NewRequest,
     Price, Prices, Quantities, Rates, Spender, Wallets,
 };
+use platform::testing::{change, noted};
 use platform::{AccountName, Db, RequestId};
 
 /// Who spends, with no key of its own.
@@ -24,7 +25,7 @@ pub async fn account(db: &Db, name: &str) -> AccountName {
 pub async fn prepaid(db: &Db, name: &str, amount: Nano) -> AccountName {
     let account = account(db, name).await;
     let ledger = Ledger::new(db.clone());
-    ledger.set_credit(&account, Credit::Prepaid).await.expect("nothing is owed");
+    ledger.set_credit(&account, Credit::Prepaid, &change()).await.expect("nothing is owed");
     let granted = ledger.apply(&format!("grant-{name}"), &account, &Command::Grant { amount }, None, "test").await;
     granted.expect("the ledger answers").expect("it is granted");
     account
@@ -88,7 +89,7 @@ impl Shop {
     /// A price of so many nano-dollars per output token.
     pub async fn price(&self, output: i64) -> Price {
         let rates = Rates { output: output * 1_000_000, ..Rates::default() };
-        self.prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }).await.unwrap()
+        self.prices.add(NewPrice { account: None, model: None, rates, starts_ms: None }, &noted).await.unwrap()
     }
 
     /// Requests of one token each, paid for.

@@ -1,7 +1,8 @@
-//! What every part of Myriad stands on: identifiers, configuration, the database and the blob store opened by URL.
+//! What every part of Myriad stands on: identifiers, configuration, the database and the blob store opened by URL, and the rows of the audit log.
 //!
 //! Knows nothing of HTTP, prices or tensors.
 
+pub mod audit;
 pub mod blobs;
 pub mod changes;
 pub mod copy;

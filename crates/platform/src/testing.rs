@@ -1,6 +1,9 @@
 //! Databases for tests: every store is tested on each kind.
 
+use serde_json::json;
+
 use crate::Db;
+use crate::audit::Change;
 
 /// Address of a PostgreSQL server on which the tests may make databases: `postgres://USER:PASSWORD@HOST:PORT`.
 pub const POSTGRES: &str = "MYRIAD_TEST_POSTGRES";
@@ -26,4 +29,15 @@ pub async fn postgres() -> Option<String> {
     sqlx::query(sqlx::AssertSqlSafe(create)).execute(&pool).await.expect("the tests may make databases");
     pool.close().await;
     Some(format!("{server}/{name}"))
+}
+
+/// What tests write down where it does not matter what it is.
+pub fn change() -> Change {
+    let account = "acme".parse().expect("a name");
+    Change { account, by: None, action: "test", subject: "it".into(), detail: json!({}) }
+}
+
+/// The same, of anything.
+pub fn noted<T>(_: &T) -> Change {
+    change()
 }

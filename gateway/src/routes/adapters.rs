@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, JsonObject};
 use crate::accounts::Caller;
-use crate::audit::Change;
+use crate::audit::change;
 use crate::body;
 use crate::error::ApiError;
 use crate::state::Platform;
@@ -240,9 +240,9 @@ pub async fn set_alias(
     let (account, name) = Path { account, name }.own(&caller)?;
     let version = Fields::new(&json).integer("version", 1..=i64::from(u32::MAX))?;
     let version = version.ok_or_else(|| ApiError::param("version", "version is missing"))? as u32;
-    let moved = platform.store.set_alias(&account, &name, &alias, version).await?;
     let id = format!("{account}/{name}@{alias}");
-    note(&platform, &caller, "adapter.alias_set", &id, json!({ "version": moved.version })).await;
+    let change = change(&caller, &account, "adapter.alias_set", &id, json!({ "version": version }));
+    let moved = platform.store.set_alias(&account, &name, &alias, version, &change).await?;
     Ok(HttpResponse::Ok()
         .json(json!({ "object": "adapter.alias", "alias": alias, "version": moved.version, "id": id })))
 }
@@ -255,9 +255,9 @@ pub async fn remove_alias(
 ) -> Result<HttpResponse, ApiError> {
     let (account, name, alias) = path.into_inner();
     let (account, name) = Path { account, name }.own(&caller)?;
-    platform.store.remove_alias(&account, &name, &alias).await?;
     let id = format!("{account}/{name}@{alias}");
-    note(&platform, &caller, "adapter.alias_removed", &id, json!({})).await;
+    let change = change(&caller, &account, "adapter.alias_removed", &id, json!({}));
+    platform.store.remove_alias(&account, &name, &alias, &change).await?;
     Ok(HttpResponse::Ok().json(json!({ "object": "adapter.alias", "alias": alias, "id": id, "deleted": true })))
 }
 
@@ -273,15 +273,11 @@ pub async fn delete(
 
 /// Deletes an adapter of the caller's. Returns its id.
 pub async fn deleted(platform: &Platform, caller: &Caller, name: &AdapterName) -> Result<String, ApiError> {
-    let gone = platform.store.delete(&caller.account, name).await?;
-    gone.into_iter().for_each(|digest| platform.engine.forget(digest));
     let id = format!("{}/{name}", caller.account);
-    note(platform, caller, "adapter.deleted", &id, json!({})).await;
+    let change = change(caller, &caller.account, "adapter.deleted", &id, json!({}));
+    let gone = platform.store.delete(&caller.account, name, &change).await?;
+    gone.into_iter().for_each(|digest| platform.engine.forget(digest));
     Ok(id)
-}
-
-async fn note(platform: &Platform, by: &Caller, action: &'static str, subject: &str, detail: Value) {
-    platform.audit.add(by, &Change { account: &by.account, action, subject, detail }).await;
 }
 
 pub async fn delete_version(
@@ -291,10 +287,10 @@ pub async fn delete_version(
 ) -> Result<HttpResponse, ApiError> {
     let (account, name, version) = path.into_inner();
     let (account, name) = Path { account, name }.own(&caller)?;
-    let gone = platform.store.delete_version(&account, &name, version).await?;
-    gone.into_iter().for_each(|digest| platform.engine.forget(digest));
     let id = format!("{account}/{name}@{version}");
-    note(&platform, &caller, "adapter.version_deleted", &id, json!({})).await;
+    let change = change(&caller, &account, "adapter.version_deleted", &id, json!({}));
+    let gone = platform.store.delete_version(&account, &name, version, &change).await?;
+    gone.into_iter().for_each(|digest| platform.engine.forget(digest));
     Ok(HttpResponse::Ok().json(json!({ "object": "adapter.version", "id": id, "deleted": true })))
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, StrictObject, dollars};
 use crate::accounts::Caller;
-use crate::audit::Change;
+use crate::audit::change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -91,10 +91,9 @@ pub async fn added(
         amount: fields.nano_usd()?,
         operators,
     };
-    let limit = platform.limits.set(account, limit).await?;
+    let note = |limit: &Limit| change(by, account, "limit.set", &limit.id, shown(limit, None));
+    let limit = platform.limits.set(account, limit, &note).await?;
     platform.wallets.limits_changed().await?;
-    let change = Change { account, action: "limit.set", subject: &limit.id, detail: shown(&limit, None) };
-    platform.audit.add(by, &change).await;
     Ok(HttpResponse::build(StatusCode::CREATED).json(shown(&limit, None)))
 }
 
@@ -140,9 +139,9 @@ pub async fn removed(
     id: &str,
     operator: bool,
 ) -> Result<HttpResponse, ApiError> {
-    if !platform.limits.remove(account, id, operator).await? {
+    let change = change(by, account, "limit.removed", id, json!({}));
+    if !platform.limits.remove(account, id, operator, &change).await? {
         return Err(ApiError::not_found("this account has no such limit, or only the operator may remove it"));
     }
-    platform.audit.add(by, &Change { account, action: "limit.removed", subject: id, detail: json!({}) }).await;
     Ok(HttpResponse::Ok().json(json!({ "id": id, "object": "account.limit", "removed": true })))
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::reply::{self, StrictObject};
 use crate::accounts::Caller;
-use crate::audit::Change;
+use crate::audit::change;
 use crate::error::ApiError;
 use crate::outbox::{checked_url, fresh_secret, message_id};
 use crate::state::Platform;
@@ -38,11 +38,10 @@ pub async fn add(platform: web::Data<Platform>, caller: Caller, body: StrictObje
         .ok_or_else(|| ApiError::param("url", "url is missing"))?;
     let url =
         checked_url(&url, platform.outside.private_webhooks()).map_err(|reason| ApiError::param("url", reason))?;
-    let webhook = platform.outside.webhooks.add(&caller.account, url.as_str(), &fresh_secret()).await?;
     // The host only: what follows it may be the receiver's secret.
     let detail = json!({ "host": url.host_str() });
-    let change = Change { account: &caller.account, action: "webhook.added", subject: &webhook.id, detail };
-    platform.audit.add(&caller, &change).await;
+    let note = |webhook: &Webhook| change(&caller, &caller.account, "webhook.added", &webhook.id, detail.clone());
+    let webhook = platform.outside.webhooks.add(&caller.account, url.as_str(), &fresh_secret(), &note).await?;
     let mut body = shown(&webhook);
     body["secret"] = webhook.secret.into();
     Ok(HttpResponse::build(StatusCode::CREATED).json(body))
@@ -53,11 +52,10 @@ pub async fn remove(
     caller: Caller,
     id: web::Path<String>,
 ) -> Result<HttpResponse, ApiError> {
-    if !platform.outside.webhooks.remove(&caller.account, &id).await? {
+    let change = change(&caller, &caller.account, "webhook.removed", &id, json!({}));
+    if !platform.outside.webhooks.remove(&caller.account, &id, &change).await? {
         return Err(missing());
     }
-    let change = Change { account: &caller.account, action: "webhook.removed", subject: &id, detail: json!({}) };
-    platform.audit.add(&caller, &change).await;
     Ok(HttpResponse::Ok().json(json!({ "id": *id, "object": "account.webhook", "removed": true })))
 }
 

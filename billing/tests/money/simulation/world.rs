@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use billing::{Credit, Fault, Faults, Finish, Nano, NewPrice, Prices, Quantities, Rates};
+use platform::testing::{change, noted};
 use platform::{AccountName, Db, RequestId};
 
 use super::engine::Ask;
@@ -205,7 +206,7 @@ impl World {
 async fn open_account(db: &Db, prices: &Prices, number: u64) -> (AccountName, Option<(i64, Rates)>) {
     let name = account(db, &format!("account-{number}")).await;
     if number > 1 {
-        billing::Ledger::new(db.clone()).set_credit(&name, Credit::Prepaid).await.expect("nothing is owed");
+        billing::Ledger::new(db.clone()).set_credit(&name, Credit::Prepaid, &change()).await.expect("nothing is owed");
     }
     if number == 0 {
         return (name, None);
@@ -214,6 +215,6 @@ async fn open_account(db: &Db, prices: &Prices, number: u64) -> (AccountName, Op
     let rates =
         Rates { input: 100_000_001 * number as i64, cached_input: 9_999_999, output: 400_000_007, ..Rates::default() };
     let new = NewPrice { account: Some(name.clone()), model: None, rates, starts_ms: None };
-    let price = prices.add(new).await.expect("the price is written");
+    let price = prices.add(new, &noted).await.expect("the price is written");
     (name, Some((price.version, rates)))
 }

@@ -2,7 +2,8 @@
 
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
-use billing::{Command, Credit, Credited, Nano, OLDEST_EXPORT_MS};
+use billing::{Command, Credit, Credited, Nano, OLDEST_EXPORT_MS, Outcome};
+use platform::audit::Change;
 use platform::units::now_ms;
 use platform::{AccountName, RequestId};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use super::super::account::{balance, created_key, expiring, key, key_fields};
 use super::super::reply::{self, StrictObject, dollars};
 use super::super::statements::exact_dollars;
 use super::{Operator, account_at, account_in_field};
-use crate::audit::Change;
+use crate::audit;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -102,11 +103,11 @@ pub async fn change(
     if let Some(credit) = credit_kind(&fields)? {
         // What this server has set aside is not owed.
         platform.wallets.give_back(&name).await?;
-        platform.ledger.set_credit(&name, credit).await?;
         let detail = json!({ "credit": credit.name() });
-        let change = Change { account: &name, action: "account.credit_kind", subject: name.as_str(), detail };
-        platform.audit.add(&caller, &change).await;
-        tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
+        let change = audit::change(&caller, &name, "account.credit_kind", name.as_str(), detail);
+        if platform.ledger.set_credit(&name, credit, &change).await? {
+            tracing::info!(account = %name, credit = credit.name(), "an account's credit was changed");
+        }
     }
     if let Some(suspended) = suspended
         && platform.accounts.set_suspended(&name, suspended, Some(&caller)).await?
@@ -118,23 +119,29 @@ pub async fn change(
         return Err(ApiError::param("stripe_since", message));
     }
     if let Some(customer) = fields.given("stripe_customer") {
-        tie(&platform, &name, customer, &fields).await?;
         let detail = json!({ "stripe_customer": customer, "stripe_since": fields.get("stripe_since") });
-        let change = Change { account: &name, action: "account.stripe_customer", subject: name.as_str(), detail };
-        platform.audit.add(&caller, &change).await;
+        let change = audit::change(&caller, &name, "account.stripe_customer", name.as_str(), detail);
+        tie(&platform, &name, customer, &fields, &change).await?;
     }
     Ok(HttpResponse::Ok().json(shown(&platform, &name).await?))
 }
 
 /// Says where an account's revenue goes. Without `stripe_since` it goes there from the running hour on, so that nobody is billed
 /// by surprise for what was used before.
-async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: &Fields<'_>) -> Result<(), ApiError> {
+async fn tie(
+    platform: &Platform,
+    name: &AccountName,
+    customer: &Value,
+    fields: &Fields<'_>,
+    change: &Change,
+) -> Result<(), ApiError> {
     let exports = &platform.outside.exports;
     let wrong =
         || ApiError::param("stripe_customer", "stripe_customer must be a customer's id, cus_..., or null for none");
     if customer.is_null() {
-        exports.untie(name).await?;
-        tracing::info!(account = %name, "an account was untied from its customer at Stripe");
+        if exports.untie(name, change).await? {
+            tracing::info!(account = %name, "an account was untied from its customer at Stripe");
+        }
         return Ok(());
     }
     let customer = customer.as_str().ok_or_else(wrong)?;
@@ -154,7 +161,7 @@ async fn tie(platform: &Platform, name: &AccountName, customer: &Value, fields: 
     if since.is_none() && known.is_some_and(|known| known.id == customer) {
         return Ok(());
     }
-    exports.tie(name, customer, since.map_or_else(now_ms, |seconds| seconds * 1000)).await?;
+    exports.tie(name, customer, since.map_or_else(now_ms, |seconds| seconds * 1000), change).await?;
     tracing::info!(account = %name, customer, "an account was tied to a customer at Stripe");
     Ok(())
 }
@@ -193,26 +200,28 @@ pub async fn credit(
     };
     let memo = text("memo", MEMO_BYTES)?;
     let expires_at = fields.integer("expires_at", 0..=i64::from(u32::MAX))?;
+    let note = |outcome: &Outcome| {
+        let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
+        let mut detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
+        if let Some(seconds) = expires_at {
+            detail["expires_at"] = seconds.into();
+        }
+        audit::change(&caller, &name, "account.credit", &id, detail)
+    };
     platform.wallets.give_back(&name).await?;
     let Credited { outcome, first } = match expires_at {
-        None => platform.ledger.credit(&id, &name, &command, memo, platform.journal.instance()).await?,
+        None => platform.ledger.credit(&id, &name, &command, memo, &note).await?,
         Some(_) if kind != "grant" => return Err(ApiError::param("expires_at", "only a grant expires")),
         // Its repeat is answered as it was, also when its time has come.
         Some(seconds) if seconds * 1000 <= now_ms() && !platform.ledger.has(&name, &id).await? => {
             return Err(ApiError::param("expires_at", "expires_at must be in the future, in Unix seconds"));
         }
-        Some(seconds) => platform.ledger.grant_until(&id, &name, (amount, seconds * 1000), memo).await?,
+        Some(seconds) => platform.ledger.grant_until(&id, &name, (amount, seconds * 1000), memo, &note).await?,
     };
     let is_repeat = first.is_some();
     // What the first one said is what stands in the ledger.
     let memo = first.map_or_else(|| memo.map(str::to_owned), |first| first.memo);
-    let said = outcome.as_ref().map_or_else(|refusal| refusal.name(), |()| "done");
-    let mut detail = json!({ "kind": kind, "amount_nano_usd": amount, "memo": memo, "outcome": said });
-    if let Some(seconds) = expires_at {
-        detail["expires_at"] = seconds.into();
-    }
     if !is_repeat {
-        platform.audit.add(&caller, &Change { account: &name, action: "account.credit", subject: &id, detail }).await;
         tracing::info!(account = %name, kind, amount, id, done = outcome.is_ok(), "an account's credit was to be changed");
     }
     if let Err(refusal) = outcome {

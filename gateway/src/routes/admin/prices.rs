@@ -3,14 +3,15 @@
 use actix_web::http::StatusCode;
 use actix_web::{HttpResponse, web};
 use adapter_store::{AdapterRef, Selector};
-use billing::{NewPrice, Rates, RerateOutcome, Rerated, Rerating};
+use billing::{NewPrice, Price, Rates, RerateOutcome, Rerated, Rerating};
 use platform::AccountName;
+use platform::audit::Note;
 use serde_json::{Value, json};
 
 use super::super::account;
 use super::super::reply::{self, StrictObject, dollars};
 use super::{Operator, account_in_field};
-use crate::audit::Change;
+use crate::audit::change;
 use crate::error::ApiError;
 use crate::state::Platform;
 use crate::wire::Fields;
@@ -58,12 +59,11 @@ pub async fn add(
         None => Vec::new(),
         Some(model) => warnings(&platform, model).await?,
     };
-    let price = platform.prices.add(NewPrice { account: account.clone(), model, rates, starts_ms }).await?;
     // A price for everyone is the operator's affair.
-    let concerns = account.as_ref().unwrap_or(&caller.account);
-    let subject = price.version.to_string();
-    let detail = account::price(&price);
-    platform.audit.add(&caller, &Change { account: concerns, action: "price.added", subject: &subject, detail }).await;
+    let concerns = account.clone().unwrap_or_else(|| caller.account.clone());
+    let note =
+        |price: &Price| change(&caller, &concerns, "price.added", &price.version.to_string(), account::price(price));
+    let price = platform.prices.add(NewPrice { account, model, rates, starts_ms }, &note).await?;
     tracing::info!(version = price.version, account = ?price.account, model = ?price.model, "a price was added");
     let mut shown = account::price(&price);
     shown["warnings"] = warnings.into();
@@ -129,17 +129,15 @@ pub async fn rerate(
             // What this server has set aside and does not need can pay for it.
             platform.wallets.give_back(&account).await?;
         }
+        let note = |posted: &Rerated| {
+            let detail = rerated_row(&account, posted);
+            change(&caller, &account, "price.rerated", &asked.version.to_string(), detail)
+        };
+        let apply = apply.then_some(&note as &Note<'_, Rerated>);
         let rerated = platform.ledger.rerate(&platform.prices, &account, &asked, apply).await?;
-        if rerated.outcome == RerateOutcome::Unchanged {
-            continue;
+        if rerated.outcome != RerateOutcome::Unchanged {
+            data.push(rerated_row(&account, &rerated));
         }
-        let shown = rerated_row(&account, &rerated);
-        if apply {
-            let (subject, detail) = (asked.version.to_string(), shown.clone());
-            let change = Change { account: &account, action: "price.rerated", subject: &subject, detail };
-            platform.audit.add(&caller, &change).await;
-        }
-        data.push(shown);
     }
     Ok(HttpResponse::Ok().json(json!({
         "object": "list", "version": asked.version, "applied": apply, "data": data, "has_more": false,
