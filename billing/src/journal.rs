@@ -3,7 +3,7 @@
 mod instances;
 
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use platform::{AccountName, Db, DbRow, RequestId};
 use sqlx::Row;
@@ -16,6 +16,9 @@ use crate::faults::Faults;
 use crate::outbox;
 use crate::writer::{Later, Settled, Settlement, Write, Writer};
 use crate::{BillingError, Charge, Prices, wallet};
+
+/// A database that has not taken by then what waits is away.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a request used. The engine's count, never an estimate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -194,6 +197,11 @@ impl Journal {
         written.await.map_err(|_| BillingError::Closed)
     }
 
+    /// The same for who cannot wait until a database is back.
+    pub(crate) async fn flush_in_time(&self) -> Result<(), BillingError> {
+        tokio::time::timeout(FLUSH_TIMEOUT, self.flush()).await.unwrap_or(Err(BillingError::Slow))
+    }
+
     /// Writes what is left and signs off: this server leaves nothing that another one would have to close.
     pub async fn close(&self) -> Result<(), BillingError> {
         self.flush().await?;
@@ -231,7 +239,8 @@ impl Journal {
         limit: u32,
     ) -> Result<Vec<RequestRow>, BillingError> {
         let rows = sqlx::query(
-            "SELECT * FROM requests WHERE account = $1 AND ($2 IS NULL OR (started_ms, id) < \
+            "SELECT id, account, key_id, endpoint, model, base, adapter, adapter_version, started_ms, finished_ms, prompt_tokens, \
+             cached_tokens, completion_tokens, price_version, tag, finish FROM requests WHERE account = $1 AND ($2 IS NULL OR (started_ms, id) < \
              (SELECT started_ms, id FROM requests WHERE id = $2 AND account = $1)) \
              ORDER BY started_ms DESC, id DESC LIMIT $3",
         )

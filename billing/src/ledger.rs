@@ -171,7 +171,8 @@ impl Ledger {
         limit: u32,
     ) -> Result<Vec<LedgerRow>, BillingError> {
         let rows = sqlx::query(
-            "SELECT * FROM ledger_transactions WHERE account = $1 AND ($2 IS NULL OR (created_ms, id) < \
+            "SELECT id, account, kind, amount, reservation, outcome, memo, created_ms FROM ledger_transactions \
+             WHERE account = $1 AND ($2 IS NULL OR (created_ms, id) < \
              (SELECT created_ms, id FROM ledger_transactions WHERE id = $2 AND account = $1)) \
              ORDER BY created_ms DESC, id DESC LIMIT $3",
         )
@@ -260,11 +261,8 @@ pub(crate) async fn credit_in(
     instance: &str,
 ) -> Result<Option<Credited>, BillingError> {
     let is_new = |outcome| Credited { outcome, first: None };
-    if let Some(first) = sqlx::query("SELECT * FROM ledger_transactions WHERE id = $1")
-        .bind(id)
-        .fetch_optional(&mut **transaction)
-        .await?
-    {
+    let known = "SELECT id, account, kind, amount, reservation, outcome, memo, created_ms FROM ledger_transactions WHERE id = $1";
+    if let Some(first) = sqlx::query(known).bind(id).fetch_optional(&mut **transaction).await? {
         return Ok(Some(repeated(&first, account, command)?));
     }
     let standing = standing(transaction, account, Some(command)).await?;

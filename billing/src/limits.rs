@@ -168,7 +168,11 @@ impl Limits {
     /// Reads all limits again: another server may have changed some.
     pub async fn reload(&self) -> Result<(), BillingError> {
         let _reading = self.reading.lock().await;
-        let rows = sqlx::query("SELECT * FROM limits ORDER BY created_ms, id").fetch_all(self.db.pool()).await?;
+        let rows = sqlx::query(
+            "SELECT id, account, kind, scope, subject, period, amount, operators FROM limits ORDER BY created_ms, id",
+        )
+        .fetch_all(self.db.pool())
+        .await?;
         let mut known: HashMap<String, Vec<Limit>> = HashMap::new();
         for row in &rows {
             known.entry(row.try_get("account")?).or_default().push(limit_of(row)?);

@@ -177,7 +177,9 @@ impl Outbox {
 
     async fn claim_one(&self, instance: &str, id: &str) -> Result<Option<Claimed>, BillingError> {
         let now = self.db.now_sql();
-        let sql = format!("SELECT *, {now} - unclear_ms AS unclear_for_ms FROM outbox WHERE id = $1");
+        let sql = format!(
+            "SELECT id, kind, account, target, body, attempts, {now} - unclear_ms AS unclear_for_ms FROM outbox WHERE id = $1"
+        );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id).fetch_one(self.db.pool()).await?;
         let claimed = claimed_of(&row)?;
         // Every claim counts as an attempt, so the number tells whether somebody else came before.
@@ -229,18 +231,21 @@ impl Outbox {
 
     /// The newest deliveries to a target.
     pub async fn to_target(&self, target: &str, most: u32) -> Result<Vec<DeliveryRow>, BillingError> {
-        let rows = sqlx::query("SELECT * FROM outbox WHERE target = $1 ORDER BY created_ms DESC, id DESC LIMIT $2")
-            .bind(target)
-            .bind(i64::from(most))
-            .fetch_all(self.db.pool())
-            .await?;
+        let rows = sqlx::query(
+            "SELECT id, account, target, body, next_ms, delivered_ms, attempts, created_ms, failure FROM outbox \
+             WHERE target = $1 ORDER BY created_ms DESC, id DESC LIMIT $2",
+        )
+        .bind(target)
+        .bind(i64::from(most))
+        .fetch_all(self.db.pool())
+        .await?;
         rows.iter().map(row_of).collect()
     }
 
     /// The newest deliveries of a kind, of all accounts; those that were not delivered first.
     pub async fn of_kind(&self, kind: DeliveryKind, most: u32) -> Result<Vec<DeliveryRow>, BillingError> {
         let rows = sqlx::query(
-            "SELECT * FROM outbox WHERE kind = $1 \
+            "SELECT id, account, target, body, next_ms, delivered_ms, attempts, created_ms, failure FROM outbox WHERE kind = $1 \
              ORDER BY CASE WHEN delivered_ms IS NULL THEN 0 ELSE 1 END, created_ms DESC, id DESC LIMIT $2",
         )
         .bind(kind.name())

@@ -120,7 +120,9 @@ impl Purge {
             .await?;
         let rows = sqlx::query(
             "DELETE FROM usage_hours WHERE account = $1 AND instance = $2 AND hour < $3 + \
-             (SELECT MIN(hour) FROM usage_hours WHERE account = $1 AND instance = $2) RETURNING *",
+             (SELECT MIN(hour) FROM usage_hours WHERE account = $1 AND instance = $2) \
+             RETURNING account, hour, key_id, base, adapter, price_version, requests, prompt_tokens, cached_tokens, completion_tokens, \
+             cost",
         )
         .bind(account.as_str())
         .bind(instance)

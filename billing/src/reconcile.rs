@@ -193,7 +193,7 @@ async fn settled_counts(journal: &Journal, engine: &EngineCounts) -> Result<Opti
     const PAUSE: Duration = Duration::from_millis(25);
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        journal.flush().await?;
+        journal.flush_in_time().await?;
         let rows = sqlx::query(
             "SELECT account, base, CAST(SUM(requests) AS BIGINT) AS requests, CAST(SUM(prompt_tokens) AS BIGINT) AS prompt, \
              CAST(SUM(cached_tokens) AS BIGINT) AS cached, CAST(SUM(completion_tokens) AS BIGINT) AS completion \

@@ -664,7 +664,7 @@ impl Wallets {
     /// Gives back what the account holds, unless requests run.
     pub async fn give_back(&self, account: &AccountName) -> Result<(), BillingError> {
         // What is on its way into the books still keeps its reservation open.
-        self.shared.journal.flush().await?;
+        self.shared.journal.flush_in_time().await?;
         let purse = self.purse(account);
         self.empty(&purse).await
     }

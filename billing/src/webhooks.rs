@@ -65,21 +65,28 @@ impl Webhooks {
 
     /// An account's webhooks, oldest first.
     pub async fn of(&self, account: &AccountName) -> Result<Vec<Webhook>, BillingError> {
-        let rows = sqlx::query("SELECT * FROM webhooks WHERE account = $1 ORDER BY created_ms, id")
-            .bind(account.as_str())
-            .fetch_all(self.db.pool())
-            .await?;
+        let rows = sqlx::query(
+            "SELECT id, account, url, secret, created_ms FROM webhooks WHERE account = $1 ORDER BY created_ms, id",
+        )
+        .bind(account.as_str())
+        .fetch_all(self.db.pool())
+        .await?;
         rows.iter().map(webhook_of).collect()
     }
 
     /// All accounts' webhooks.
     pub async fn all(&self) -> Result<Vec<Webhook>, BillingError> {
-        let rows = sqlx::query("SELECT * FROM webhooks ORDER BY account, id").fetch_all(self.db.pool()).await?;
+        let rows = sqlx::query("SELECT id, account, url, secret, created_ms FROM webhooks ORDER BY account, id")
+            .fetch_all(self.db.pool())
+            .await?;
         rows.iter().map(webhook_of).collect()
     }
 
     pub async fn get(&self, id: &str) -> Result<Option<Webhook>, BillingError> {
-        let row = sqlx::query("SELECT * FROM webhooks WHERE id = $1").bind(id).fetch_optional(self.db.pool()).await?;
+        let row = sqlx::query("SELECT id, account, url, secret, created_ms FROM webhooks WHERE id = $1")
+            .bind(id)
+            .fetch_optional(self.db.pool())
+            .await?;
         row.as_ref().map(webhook_of).transpose()
     }
 

@@ -537,7 +537,8 @@ async fn close(
     let sql = format!(
         "UPDATE requests SET prompt_tokens = v.column2, cached_tokens = v.column3, completion_tokens = v.column4, \
          finish = v.column5, finished_ms = v.column6 FROM ({}) AS v \
-         WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING *",
+         WHERE requests.id = v.column1 AND requests.finish = 'running' RETURNING \
+         id, account, started_ms, key_id, base, adapter, price_version, prompt_tokens, cached_tokens, completion_tokens",
         kind.values(padded, 6)
     );
     let mut query = sqlx::query(sqlx::AssertSqlSafe(sql));

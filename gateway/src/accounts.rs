@@ -339,10 +339,13 @@ impl Accounts {
 
     pub async fn keys(&self, account: &AccountName) -> Result<Vec<KeyRow>, AccountError> {
         self.write_last_used().await?;
-        let rows = sqlx::query("SELECT * FROM api_keys WHERE account = $1 ORDER BY created_ms, id")
-            .bind(account.as_str())
-            .fetch_all(self.db.pool())
-            .await?;
+        let rows = sqlx::query(
+            "SELECT id, name, hint, scopes, member, created_ms, expires_ms, last_used_ms, revoked_ms FROM api_keys \
+             WHERE account = $1 ORDER BY created_ms, id",
+        )
+        .bind(account.as_str())
+        .fetch_all(self.db.pool())
+        .await?;
         let key = |row: &DbRow| {
             Ok(KeyRow {
                 id: row.try_get("id")?,
@@ -422,7 +425,7 @@ impl Accounts {
     }
 
     pub async fn members(&self, account: &AccountName) -> Result<Vec<Member>, AccountError> {
-        let rows = sqlx::query("SELECT * FROM members WHERE account = $1 ORDER BY name")
+        let rows = sqlx::query("SELECT name, role, created_ms FROM members WHERE account = $1 ORDER BY name")
             .bind(account.as_str())
             .fetch_all(self.db.pool())
             .await?;

@@ -205,7 +205,9 @@ impl Journal {
         let reservations = open_reservations(&mut transaction, dead, account).await?;
         let running = sqlx::query(
             "UPDATE requests SET finish = 'interrupted', finished_ms = $3 \
-             WHERE instance = $1 AND account = $2 AND finish = 'running' RETURNING *",
+             WHERE instance = $1 AND account = $2 AND finish = 'running' RETURNING \
+             id, account, key_id, endpoint, model, base, adapter, adapter_version, started_ms, finished_ms, prompt_tokens, \
+             cached_tokens, completion_tokens, price_version, tag, finish",
         )
         .bind(dead)
         .bind(account.as_str())
