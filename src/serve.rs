@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use adapter_store::{AdapterStore, Version};
 use billing::{Journal, Ledger, Prices, Wallets};
 use gateway::{
-    Accounts, Audit, FirstKey, GivenKey, Metrics, Outside, Platform, Replies, ServedModel, StoreImages, Stripe,
+    Accounts, Audit, FirstKey, GivenKey, Grammars, Metrics, Outside, Platform, Replies, ServedModel, StoreImages,
+    Stripe,
 };
 use model::{Executor, GenerationDefaults, LoadOptions};
 use platform::{AccountName, Blobs, Db};
@@ -288,7 +289,12 @@ async fn assemble(config: &ServeConfig, operator: &AccountName, parts: Parts) ->
     let served = texts.into_iter().filter_map(|(id, text, defaults)| {
         let base = engine.base(&id)?;
         let (context, vocabulary, fingerprint) = (base.context, base.shape.vocabulary, base.fingerprint.clone());
-        Some(ServedModel { id, text, defaults, context, vocabulary, fingerprint, loaded_s })
+        let mut ends = defaults.eos_token_ids.clone();
+        ends.extend(text.eos_token_id());
+        ends.sort_unstable();
+        ends.dedup();
+        let grammars = Grammars::new(vocabulary, ends);
+        Some(ServedModel { id, text, defaults, context, vocabulary, grammars, fingerprint, loaded_s })
     });
     let models = served.collect();
     let prices = Prices::open(db.clone()).await?;

@@ -5,7 +5,7 @@ use actix_web::{HttpResponse, ResponseError};
 use adapter_store::StoreError;
 use billing::BillingError;
 use serde_json::{Value, json};
-use serving_engine::{NOT_NUMBERS, Refused};
+use serving_engine::{GRAMMAR_FAILED, NOT_NUMBERS, Refused};
 use text::TextError;
 
 /// The code of a request that its adapter makes fail.
@@ -39,6 +39,9 @@ impl ApiError {
     /// The engine gave a request up. What is wrong with the adapter itself is as wrong the next time; everything else (a drain, an
     /// adapter's files that cannot be read, a device) is worth a retry.
     pub fn gave_up(reason: &str) -> Self {
+        if reason.starts_with(GRAMMAR_FAILED) {
+            return Self::new(StatusCode::UNPROCESSABLE_ENTITY, reason).with_code("grammar_limit");
+        }
         if reason != NOT_NUMBERS {
             return overloaded(reason, 1_000);
         }

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use billing::{NewRequest, Price};
+use grammar::Grammar;
 use serving_engine::{Lane, Request};
 use sha2::{Digest, Sha256};
 
@@ -21,6 +22,8 @@ pub struct Prepared {
     pub max_tokens: Option<u32>,
     pub top_logprobs: Option<u16>,
     pub score_prompt: bool,
+    /// What the answer must be.
+    pub grammar: Option<Arc<Grammar>>,
     /// The field that holds the prompt, for errors.
     pub param: &'static str,
 }
@@ -71,6 +74,7 @@ pub fn requests(
             min_tokens: common.min_tokens.min(max_tokens),
             stop: common.stop.clone(),
             stop_tokens: stop_tokens.clone(),
+            grammar: prepared.grammar.clone(),
             ignore_eos: common.ignore_eos,
             include_stop: common.include_stop,
             speculation: common.speculation,

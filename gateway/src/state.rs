@@ -14,6 +14,7 @@ use text::Text;
 
 use crate::accounts::Accounts;
 use crate::audit::Audit;
+use crate::grammars::Grammars;
 use crate::idempotency::Replies;
 use crate::metrics::Metrics;
 use crate::outbox::Outside;
@@ -27,6 +28,7 @@ pub struct ServedModel {
     /// Longest sequence, in tokens.
     pub context: usize,
     pub vocabulary: usize,
+    pub grammars: Grammars,
     pub fingerprint: String,
     pub loaded_s: i64,
 }

@@ -170,6 +170,7 @@ async fn scores(
         min_tokens: 0,
         stop: Vec::new(),
         stop_tokens: Arc::new([]),
+        grammar: None,
         ignore_eos: false,
         include_stop: false,
         speculation: false,

@@ -8,7 +8,6 @@ use tokio::sync::mpsc::Sender;
 use crate::request::{Event, FinishReason, Finished, Request, Token, Usage};
 
 /// What the outside may change of a request while it runs.
-#[derive(Debug)]
 pub struct Reins {
     pub cancelled: AtomicBool,
     /// Tokens that all choices together may draw.

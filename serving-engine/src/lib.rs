@@ -6,6 +6,7 @@ mod disk;
 mod engine;
 mod job;
 mod limits;
+mod masks;
 mod pace;
 mod pages;
 mod random;
@@ -21,5 +22,6 @@ pub use disk::PageFile;
 pub use engine::{Base, BaseModel, Controls, Engine, Reply, Taken};
 pub use limits::{Limits, Stats};
 pub use request::{
-    AdapterImages, Event, FinishReason, Finished, ImageFetchError, Lane, NOT_NUMBERS, Refused, Request, Token, Usage,
+    AdapterImages, Event, FinishReason, Finished, GRAMMAR_FAILED, ImageFetchError, Lane, NOT_NUMBERS, Refused, Request,
+    Token, Usage,
 };

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use grammar::Grammar;
 use model::{AdapterImage, Sampling};
 use platform::{Digest, RequestId};
 
@@ -11,7 +12,7 @@ use platform::{Digest, RequestId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane(pub u64);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Request {
     pub id: RequestId,
     /// Id of one of the engine's base models.
@@ -37,6 +38,8 @@ pub struct Request {
     pub stop: Vec<Vec<u8>>,
     /// End-of-sequence ids and the request's own stop tokens. Their own bytes are never part of the answer.
     pub stop_tokens: Arc<[u32]>,
+    /// What the answer must be; the stop tokens are allowed where it is complete.
+    pub grammar: Option<Arc<Grammar>>,
     /// Draw on past the stop tokens (they are banned).
     pub ignore_eos: bool,
     /// Whether a matched stop string stays in the answer.
@@ -123,6 +126,9 @@ pub struct Usage {
     pub guessed: u64,
     pub accepted: u64,
 }
+
+/// How the error of an answer begins whose grammar hit one of its bounds.
+pub const GRAMMAR_FAILED: &str = "the answer's grammar";
 
 /// Why a request was not taken in. Nothing was computed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

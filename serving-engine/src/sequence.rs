@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use grammar::MatchError;
 use model::{Ask, RowOutput, SampleRow, Slot, TokenCounts};
 
+use crate::masks::Steering;
 use crate::pages::{PageKey, next_key, root_key};
 use crate::random::uniform;
 use crate::request::{FinishReason, Request, Token};
@@ -12,7 +14,6 @@ use crate::speculation::{Trust, guess};
 use crate::stop::{StopWatch, Watched};
 
 /// A sequence's plain counters are its state: what is computed, what is known, which pages it holds.
-#[derive(Debug)]
 pub struct Sequence {
     pub job: u64,
     pub choice: u32,
@@ -42,6 +43,7 @@ pub struct Sequence {
     /// Guesses at the tokens to come, of the step that is being computed.
     pub guesses: Vec<u32>,
     pub trust: Trust,
+    pub steering: Option<Steering>,
     watch: StopWatch,
     drawn: BTreeMap<u32, u32>,
     prompt_set: Arc<[u32]>,
@@ -53,6 +55,8 @@ pub struct Drawn {
     /// Nothing for a stop token: its bytes are no part of the answer.
     pub token: Option<Token>,
     pub end: Option<(FinishReason, u64)>,
+    /// Why the whole request fails: a bound of its grammar was hit.
+    pub failed: Option<MatchError>,
 }
 
 impl Sequence {
@@ -80,6 +84,7 @@ impl Sequence {
             started: false,
             guesses: Vec::new(),
             trust: Trust::default(),
+            steering: request.grammar.clone().map(Steering::new),
             watch: StopWatch::new(request.stop.clone(), request.include_stop),
             drawn: BTreeMap::new(),
             prompt_set: prompt_set.into(),
@@ -113,7 +118,8 @@ impl Sequence {
     /// Guesses at what comes next, as many as are worth it and as the pages have room for.
     pub fn guess(&mut self, most: usize, context: usize, page_tokens: usize) {
         self.guesses.clear();
-        if self.pending() != 1 || !self.request.speculation {
+        // What a grammar allows after a guess would have to be known before the step.
+        if self.pending() != 1 || !self.request.speculation || self.steering.is_some() {
             return;
         }
         let length = self.tokens.len();
@@ -153,7 +159,9 @@ impl Sequence {
     fn sample_row(&self, guesses: usize) -> SampleRow {
         let request = &self.request;
         let position = u32::try_from(self.tokens.len() + guesses).unwrap_or(u32::MAX);
-        let must_go_on = request.ignore_eos || self.generated() + (guesses as u32) < request.min_tokens;
+        // A grammar says itself where an answer may end.
+        let may_end = self.steering.is_some();
+        let must_go_on = !may_end && (request.ignore_eos || self.generated() + (guesses as u32) < request.min_tokens);
         SampleRow {
             sampling: request.sampling.clone(),
             uniform: uniform(request.seed, self.choice, position),
@@ -176,17 +184,22 @@ impl Sequence {
             *self.drawn.entry(token).or_default() += 1;
         }
         let visible = self.watch.total();
-        if self.request.stop_tokens.contains(&token) && !self.request.ignore_eos {
-            return Drawn { token: None, end: Some((FinishReason::Stop, visible)) };
+        if self.request.stop_tokens.contains(&token) && (!self.request.ignore_eos || self.steering.is_some()) {
+            let failed = self.steering.as_ref().and_then(|steering| steering.accept(token).err());
+            return Drawn { token: None, end: Some((FinishReason::Stop, visible)), failed };
         }
         let (held_bytes, mut end) = match self.watch.push(bytes) {
             Watched::Open { held_bytes } => (held_bytes, None),
             Watched::Stopped { visible_bytes, held_bytes } => (held_bytes, Some((FinishReason::Stop, visible_bytes))),
         };
+        let accepted = self.steering.as_ref().map_or(Ok(false), |steering| steering.accept(token));
+        if end.is_none() && accepted == Ok(true) {
+            end = Some((FinishReason::Stop, self.watch.total()));
+        }
         if end.is_none() && (self.generated() >= self.request.max_tokens || self.tokens.len() >= context) {
             end = Some((FinishReason::Length, self.watch.total()));
         }
-        Drawn { token: Some(Token { id: token, logprob, top, held_bytes }), end }
+        Drawn { token: Some(Token { id: token, logprob, top, held_bytes }), end, failed: accepted.err() }
     }
 
     /// Bytes of the answer so far.

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use model::{Executor, NotANumber, RowOutput, Runs, Slot, Step};
+use grammar::MatchError;
+use model::{Ask, Executor, NotANumber, RowOutput, Runs, Slot, Step};
 use platform::Digest;
 
 use crate::disk::DiskTier;
 use crate::job::Job;
 use crate::limits::{Limits, Stats};
+use crate::masks::Masks;
 use crate::pace::Queue;
 use crate::pages::{PageKey, PagePool, next_key};
-use crate::request::{FinishReason, Lane, NOT_NUMBERS, Request, Token};
+use crate::request::{FinishReason, GRAMMAR_FAILED, Lane, NOT_NUMBERS, Request, Token};
 use crate::residency::{Lookup, Residency};
 use crate::scheduler::{Budget, Candidate, Costs, Holding, Lanes, share_rows, yields};
 use crate::sequence::Sequence;
@@ -35,6 +37,7 @@ pub struct Worker {
     arrivals: u64,
     steps: u64,
     counted: Stats,
+    masks: Masks,
 }
 
 impl Worker {
@@ -53,6 +56,7 @@ impl Worker {
             arrivals: 0,
             steps: 0,
             counted: Stats::default(),
+            masks: Masks::start(),
             base,
             limits,
         }
@@ -387,7 +391,10 @@ impl Worker {
         for &(index, rows) in plan {
             let sequence = &self.running[index];
             for position in sequence.computed..sequence.computed + rows {
-                if let Some(ask) = sequence.ask(position) {
+                if let Some(mut ask) = sequence.ask(position) {
+                    if let (Ask::Sample(row), Some(steering)) = (&mut ask, &sequence.steering) {
+                        row.mask = Some(self.masks.of(steering));
+                    }
                     step.asks.push((step.tokens.len() as u32, ask));
                 }
                 step.tokens.push(sequence.token_at(position));
@@ -403,13 +410,13 @@ impl Worker {
         &mut *self.base.executor
     }
 
-    /// Takes a step's outputs in: tokens go out, pages become known, sequences end. A request whose logits are not numbers
-    /// fails, and only it.
+    /// Takes a step's outputs in: tokens go out, pages become known, sequences end. A request whose logits are not numbers, or whose
+    /// grammar hits a bound, fails, and only it.
     pub fn commit(&mut self, plan: &Plan, outputs: Vec<Result<RowOutput, NotANumber>>) {
         self.steps += 1;
         self.charge(plan);
         let mut outputs = outputs.into_iter();
-        let (mut ended, mut overflowed) = (Vec::new(), Vec::new());
+        let (mut ended, mut failed) = (Vec::new(), BTreeMap::new());
         for &(index, rows) in plan {
             let sequence = &mut self.running[index];
             let (first, known) = (sequence.computed, sequence.tokens.len());
@@ -431,14 +438,21 @@ impl Worker {
                 let output = match output {
                     Ok(output) => output,
                     Err(NotANumber) => {
-                        overflowed.push(sequence.job);
+                        failed.insert(sequence.job, NOT_NUMBERS.to_owned());
                         follows = false;
                         continue;
                     }
                 };
                 if draws {
-                    let token = output.token;
-                    let ends = self.drawn(index, output);
+                    let (token, job) = (output.token, sequence.job);
+                    let ends = match self.drawn(index, output) {
+                        Ok(ends) => ends,
+                        Err(error) => {
+                            failed.insert(job, format!("{GRAMMAR_FAILED}: {error}"));
+                            follows = false;
+                            continue;
+                        }
+                    };
                     if ends {
                         ended.push(index);
                     }
@@ -451,7 +465,7 @@ impl Worker {
             }
             self.running[index].computed = first + rows - guesses.len() + right;
             self.learn(index, guesses.len(), right);
-            if overflowed.contains(&self.running[index].job) {
+            if failed.contains_key(&self.running[index].job) {
                 continue;
             }
             self.publish(index);
@@ -465,8 +479,8 @@ impl Worker {
             let mut sequence = self.running.remove(index);
             self.release(&mut sequence);
         }
-        if !overflowed.is_empty() {
-            self.fail(NOT_NUMBERS, |number| overflowed.contains(&number));
+        for (job, reason) in failed {
+            self.fail(&reason, |number| number == job);
         }
     }
 
@@ -496,8 +510,8 @@ impl Worker {
         }
     }
 
-    /// Sends a drawn token on; true where the sequence ends with it.
-    fn drawn(&mut self, index: usize, output: RowOutput) -> bool {
+    /// Sends a drawn token on; true where the sequence ends with it. One that its grammar could not take is not sent.
+    fn drawn(&mut self, index: usize, output: RowOutput) -> Result<bool, MatchError> {
         self.counted.generation_tokens += 1;
         let context = self.context();
         let sequence = &mut self.running[index];
@@ -505,15 +519,18 @@ impl Worker {
         let (choice, drawn) = (sequence.choice, sequence.draw(output, &bytes, context));
         if let Some(job) = self.jobs.get_mut(&sequence.job) {
             job.usage.completion += 1;
+            if let Some(failed) = drawn.failed {
+                return Err(failed);
+            }
             if let Some(token) = drawn.token {
                 job.token(choice, token);
             }
         }
         match drawn.end {
-            None => false,
+            None => Ok(false),
             Some((reason, visible_bytes)) => {
                 self.end_choice(index, reason, visible_bytes);
-                true
+                Ok(true)
             }
         }
     }

@@ -6,6 +6,7 @@ import openai
 import pytest
 from langchain_core.messages import AIMessageChunk, HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field
 
 from server import KEY, MODEL, PATIENCE_S
 
@@ -71,6 +72,27 @@ def test_stop_seed_and_logprobs_pass_through(chat):
     assert drawn[0] == drawn[1]
     logprobs = chat(logprobs=True, top_logprobs=2).invoke(QUESTION).response_metadata["logprobs"]["content"]
     assert all(len(token["top_logprobs"]) == 2 for token in logprobs)
+
+
+class Purchase(BaseModel):
+    """What somebody bought."""
+
+    name: str = Field(max_length=12)
+    item: str = Field(max_length=12)
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": True}])
+def test_structured_output_is_the_callers_own_type(chat, options):
+    model = chat(max_tokens=100).with_structured_output(Purchase, method="json_schema", **options)
+    assert isinstance(model.invoke(QUESTION), Purchase)
+
+
+def test_structured_output_holds_whatever_is_drawn(chat):
+    for seed in range(4):
+        model = chat(max_tokens=200, temperature=2.0, seed=seed).with_structured_output(Purchase, method="json_schema", include_raw=True)
+        reply = model.invoke(QUESTION)
+        assert reply["raw"].response_metadata["finish_reason"] == "stop" and reply["parsing_error"] is None
+        assert isinstance(reply["parsed"], Purchase)
 
 
 def test_errors_keep_their_type(chat):

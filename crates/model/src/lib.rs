@@ -20,4 +20,4 @@ pub use executor::{Executor, ExecutorError, PageTable, PoolShape, Slot, Step, Ti
 pub use generation::GenerationDefaults;
 pub use image::{AdapterImage, ImageBuilder, ImageError, LoraPair, Site};
 pub use shape::{Linear, ModelShape};
-pub use tensor::{Ask, DType, Format, NotANumber, RowOutput, Runs, SampleRow, Sampling, TokenCounts};
+pub use tensor::{Ask, DType, Format, Mask, NotANumber, RowOutput, Runs, SampleRow, Sampling, TokenCounts};

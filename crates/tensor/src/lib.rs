@@ -7,7 +7,7 @@ pub mod runs;
 pub mod sampling;
 
 pub use runs::Runs;
-pub use sampling::{Ask, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts};
+pub use sampling::{Ask, Mask, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts};
 
 use serde::{Deserialize, Serialize};
 

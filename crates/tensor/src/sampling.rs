@@ -1,6 +1,6 @@
 //! What is asked of a row's logits, and what comes back. The site itself is in each backend (`cpu/sample.rs`).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How a request wants its tokens drawn. The same for all rows of a sequence.
 ///
@@ -57,6 +57,27 @@ pub struct TokenCounts {
     pub output: Vec<(u32, u32)>,
 }
 
+/// The tokens that may be drawn: one bit for each, set = allowed. It may be made while the step is computed: whoever draws waits for it.
+#[derive(Debug, Clone, Default)]
+pub struct Mask(Arc<OnceLock<Box<[u32]>>>);
+
+impl Mask {
+    /// Makes it known; only the first time counts.
+    pub fn set(&self, bits: Box<[u32]>) {
+        let _ = self.0.set(bits);
+    }
+
+    /// Whether the token is among the bits; those past their end are not.
+    pub fn allows(bits: &[u32], token: usize) -> bool {
+        bits.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+
+    /// The bits, once they are known.
+    pub fn wait(&self) -> &[u32] {
+        self.0.wait()
+    }
+}
+
 /// One draw.
 #[derive(Debug, Clone)]
 pub struct SampleRow {
@@ -67,8 +88,8 @@ pub struct SampleRow {
     pub counts: Option<TokenCounts>,
     /// Tokens that must not be drawn (end of sequence under `ignore_eos` or `min_tokens`).
     pub banned: Arc<[u32]>,
-    /// One bit per token of the vocabulary, set = allowed; absent = all allowed.
-    pub mask: Option<Arc<[u32]>>,
+    /// Absent = all are allowed.
+    pub mask: Option<Mask>,
     /// How many of the most probable tokens to report; absent = no log-probability at all.
     pub top_logprobs: Option<u16>,
 }

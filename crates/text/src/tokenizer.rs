@@ -18,7 +18,7 @@ const CONFIG_BYTES: u64 = 16 << 20;
 
 /// Everything that turns text into tokens and back, for one base model.
 pub struct Text {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     bytes: Arc<TokenBytes>,
     /// Special tokens by the names that templates use.
     special: Map<String, Value>,
@@ -45,7 +45,7 @@ impl Text {
             special: special_tokens(&config),
             template: find_template(folder, &config)?,
             digest: Sha256::digest(source.as_bytes()).into(),
-            tokenizer,
+            tokenizer: Arc::new(tokenizer),
         })
     }
 
@@ -63,6 +63,21 @@ impl Text {
         let encoding =
             self.tokenizer.encode_fast(text, add_special_tokens).map_err(|e| TextError::Encode(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Special tokens and their names.
+    pub fn special_tokens(&self) -> Vec<(u32, String)> {
+        let added = self.tokenizer.get_added_tokens_decoder();
+        let mut special: Vec<_> =
+            added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (id, token.content)).collect();
+        special.sort_unstable();
+        special
+    }
+
+    /// Tokens of a text in the middle of another; none where it cannot be encoded.
+    pub fn encoder(&self) -> impl Fn(&str) -> Vec<u32> + Send + Sync + use<> {
+        let tokenizer = self.tokenizer.clone();
+        move |text| tokenizer.encode_fast(text, false).map(|encoding| encoding.get_ids().to_vec()).unwrap_or_default()
     }
 
     pub fn token_bytes(&self) -> Arc<TokenBytes> {

@@ -44,10 +44,12 @@ pub async fn create(
     };
     let frame =
         Frame::new(&row, &target, if request.common.stream { "chat.completion.chunk" } else { "chat.completion" });
+    let grammar = target.model.grammars.of(&target.model.text, request.common.structure.as_ref()).await?;
     let prepared = Prepared {
         tokens: vec![tokens],
         max_tokens: request.common.max_tokens,
         top_logprobs: request.top_logprobs,
+        grammar,
         score_prompt: false,
         param: "messages",
     };

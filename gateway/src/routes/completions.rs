@@ -43,10 +43,12 @@ pub async fn create(
         reservation: None,
     };
     let frame = Frame::new(&row, &target, "text_completion");
+    let grammar = target.model.grammars.of(&target.model.text, request.common.structure.as_ref()).await?;
     let prepared = Prepared {
         tokens: prompts.iter().map(|(tokens, _)| tokens.clone()).collect(),
         max_tokens: Some(request.max_tokens),
         top_logprobs: request.logprobs,
+        grammar,
         score_prompt: request.echo && request.logprobs.is_some(),
         param: "prompt",
     };

@@ -6,8 +6,10 @@ pub mod chat;
 pub mod completion;
 pub mod fields;
 pub mod sampling;
+pub mod structure;
 
 pub use chat::ChatRequest;
 pub use completion::{CompletionRequest, Prompt};
 pub use fields::Fields;
 pub use sampling::Common;
+pub use structure::Structure;

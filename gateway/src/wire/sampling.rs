@@ -6,6 +6,7 @@ use model::{GenerationDefaults, Sampling};
 use serde_json::Value;
 
 use super::Fields;
+use super::structure::{Structure, structure};
 use crate::error::ApiError;
 
 /// Most stop strings of a request, and the longest, in bytes.
@@ -29,6 +30,8 @@ pub struct Common {
     pub min_tokens: u32,
     pub stop: Vec<Vec<u8>>,
     pub stop_tokens: Vec<u32>,
+    /// What the answer must be.
+    pub structure: Option<Structure>,
     pub ignore_eos: bool,
     pub include_stop: bool,
     pub speculation: bool,
@@ -76,6 +79,7 @@ impl Common {
             min_tokens: fields.integer("min_tokens", 0..=i64::from(u32::MAX))?.unwrap_or(0) as u32,
             stop: stops(fields)?,
             stop_tokens: stop_tokens(fields, vocabulary)?,
+            structure: structure(fields)?,
             ignore_eos: fields.flag("ignore_eos")?,
             include_stop: fields.flag("include_stop_str_in_output")?,
             speculation: fields.truth("speculation")?.unwrap_or(true),

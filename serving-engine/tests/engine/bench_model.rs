@@ -86,7 +86,7 @@ fn image(executor: &dyn Executor, n: u32) -> Arc<AdapterImage> {
 }
 
 /// Token t is one byte: 'a' to 'z' over and over.
-fn vocabulary(size: usize) -> Arc<TokenBytes> {
+pub fn vocabulary(size: usize) -> Arc<TokenBytes> {
     let bytes: Vec<[u8; 1]> = (0..size).map(|token| [b'a' + (token % 26) as u8]).collect();
     Arc::new(TokenBytes::new(bytes.iter().map(|byte| byte.as_slice())))
 }
@@ -127,6 +127,7 @@ pub fn request(n: u32) -> Request {
         allowance: None,
         min_tokens: 0,
         stop: Vec::new(),
+        grammar: None,
         stop_tokens: Arc::new([]),
         ignore_eos: false,
         include_stop: false,

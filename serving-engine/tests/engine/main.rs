@@ -6,3 +6,4 @@ mod disk;
 mod fair;
 mod life;
 mod speculation;
+mod steered;

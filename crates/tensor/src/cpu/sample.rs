@@ -3,7 +3,7 @@
 use super::arithmetic::Arithmetic;
 use super::simd::{LANES, Vec16};
 use super::{Path, dispatch};
-use crate::{Ask, DType, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts};
+use crate::{Ask, DType, Mask, NotANumber, RowOutput, SampleRow, Sampling, TokenCounts};
 
 /// Weights that are summed in f32 before their sum goes on in f64.
 const CHUNK: usize = 16 * LANES;
@@ -178,8 +178,9 @@ fn draw(path: Path, row: &SampleRow, logits: &mut [f32]) -> u32 {
         }
     }
     if let Some(mask) = &row.mask {
+        let bits = mask.wait();
         for (token, logit) in logits.iter_mut().enumerate() {
-            if mask.get(token / 32).is_none_or(|word| word >> (token % 32) & 1 == 0) {
+            if !Mask::allows(bits, token) {
                 *logit = f32::NEG_INFINITY;
             }
         }
