@@ -1,5 +1,6 @@
 //! Answers that a grammar steers: what may come next is worked out on a thread of its own, while the step that needs it is computed.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -49,7 +50,15 @@ impl Masks {
         let (jobs, waiting) = channel::<(Steering, Mask)>();
         std::thread::Builder::new()
             .name("masks".into())
-            .spawn(move || waiting.iter().for_each(|(steering, mask)| mask.set(steering.bits())))
+            .spawn(move || {
+                for (steering, mask) in waiting {
+                    // Whoever draws waits for it, whatever happens. With everything allowed, taking the token says what is wrong.
+                    let bits = catch_unwind(AssertUnwindSafe(|| steering.bits()));
+                    mask.set(
+                        bits.unwrap_or_else(|_| vec![u32::MAX; steering.grammar.vocabulary().mask_words()].into()),
+                    );
+                }
+            })
             .expect("the operating system gives a thread");
         Self(jobs)
     }
@@ -58,7 +67,7 @@ impl Masks {
     pub fn of(&self, steering: &Steering) -> Mask {
         let mask = Mask::default();
         if self.0.send((steering.clone(), mask.clone())).is_err() {
-            // The thread is gone, which a panic of ours would do: it is made here.
+            // The thread is gone: it is made here.
             mask.set(steering.bits());
         }
         mask

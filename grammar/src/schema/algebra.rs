@@ -94,6 +94,26 @@ impl<'a> Algebra<'a> {
         literal
     }
 
+    /// An error with its place, where it has none: the condition that has its keyword, or else the first one.
+    pub fn placed(&self, error: GrammarError, all: &[Literal]) -> GrammarError {
+        match error {
+            GrammarError::Schema { pointer, keyword, reason, advice } if pointer.is_empty() => {
+                let places: Vec<&Place<'_>> = all
+                    .iter()
+                    .filter_map(|&literal| match &self.atoms[(literal >> 1) as usize] {
+                        Atom::Schema(place) => Some(place),
+                        _ => None,
+                    })
+                    .collect();
+                let has = |place: &&&Place<'_>| place.value.get(&keyword).is_some();
+                let pointer = places.iter().find(has).or(places.first()).map_or("", |place| place.pointer.as_str());
+                let pointer = if pointer.is_empty() { "/".into() } else { pointer.to_owned() };
+                GrammarError::Schema { pointer, keyword, reason, advice }
+            }
+            error => error,
+        }
+    }
+
     fn all(&mut self, place: Place<'a>) -> All {
         let literal = self.literal(place);
         both(&[literal], &[])

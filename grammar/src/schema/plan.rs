@@ -84,7 +84,8 @@ pub fn plan(algebra: &mut Algebra<'_>) -> Result<Plan> {
         Planner { algebra, nodes: Vec::new(), known: HashMap::new(), todo: Vec::new(), empty: HashMap::new() };
     let root = planner.node(&root)?;
     while let Some((node, all)) = planner.todo.pop() {
-        planner.nodes[node] = planner.fill(&all)?;
+        let filled = planner.fill(&all).map_err(|error| planner.algebra.placed(error, &all));
+        planner.nodes[node] = filled?;
     }
     let nodes = planner.nodes;
     let real = real_nodes(&nodes);
@@ -531,8 +532,14 @@ fn too_complex() -> GrammarError {
     wrong("patternProperties", "is too complex", "make the patterns simpler")
 }
 
+/// What is found of several conditions together; [`Algebra::placed`] says where.
 fn wrong(keyword: &str, reason: &str, advice: &str) -> GrammarError {
-    GrammarError::Schema { pointer: "/".into(), keyword: keyword.into(), reason: reason.into(), advice: advice.into() }
+    GrammarError::Schema {
+        pointer: String::new(),
+        keyword: keyword.into(),
+        reason: reason.into(),
+        advice: advice.into(),
+    }
 }
 
 /// Which nodes have a finite value: the least set that is closed.
