@@ -58,7 +58,8 @@ impl Audit {
         limit: u32,
     ) -> Result<Vec<AuditRow>, sqlx::Error> {
         let rows = sqlx::query(
-            "SELECT id, account, actor_account, actor_key, action, subject, detail, created_ms FROM audit_log WHERE ($1 IS NULL OR account = $1) AND ($2 IS NULL OR (created_ms, id) < \
+            "SELECT id, account, actor_account, actor_key, action, subject, detail, created_ms FROM audit_log \
+             WHERE ($1 IS NULL OR account = $1) AND ($2 IS NULL OR (created_ms, id) < \
              (SELECT created_ms, id FROM audit_log WHERE id = $2)) ORDER BY created_ms DESC, id DESC LIMIT $3",
         )
         .bind(account)

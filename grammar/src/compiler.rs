@@ -15,7 +15,7 @@ use crate::gbnf;
 use crate::limits::{self, Budget, COMPILE_STACK_BYTES, GRAMMAR_BYTES, PROBED_MASKS};
 use crate::matcher::Grammar;
 use crate::schema;
-use crate::source::{SchemaOptions, Source};
+use crate::source::Source;
 use crate::vocabulary::Vocabulary;
 
 /// Compiles grammars for one vocabulary; made once per model and shared.
@@ -97,10 +97,6 @@ fn lower(source: &Source, budget: &Budget) -> Result<GrammarInit, GrammarError> 
     }
     let mut builder = Builder::new()?;
     let root = match source {
-        Source::JsonObject => {
-            let schema = serde_json::json!({"type": "object"});
-            schema::lower(&schema, &SchemaOptions::default(), budget, &mut builder)?
-        }
         Source::JsonSchema { schema, options } => schema::lower(schema, options, budget, &mut builder)?,
         Source::Regex(text) => builder.lexeme(regex(text)?)?,
         Source::Choice(texts) if texts.is_empty() => {

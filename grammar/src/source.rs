@@ -10,8 +10,6 @@ use crate::limits::{CHOICES, GRAMMAR_TEXT_BYTES, REGEX_BYTES, SOURCE_BYTES, SOUR
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// Any JSON object.
-    JsonObject,
     /// A document of this JSON Schema.
     JsonSchema {
         schema: Value,
@@ -58,7 +56,6 @@ impl Source {
 
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::JsonObject => "json_object",
             Self::JsonSchema { .. } => "schema",
             Self::Regex(_) => "regular expression",
             Self::Lark(_) | Self::Gbnf(_) => "grammar",
@@ -69,7 +66,6 @@ impl Source {
     /// Refuses what is too large to look at.
     pub(crate) fn check(&self) -> Result<(), GrammarError> {
         match self {
-            Self::JsonObject => Ok(()),
             Self::JsonSchema { schema, .. } => {
                 within("the nesting of the schema", depth(schema), SOURCE_DEPTH)?;
                 within("the schema's JSON, in bytes,", schema.to_string().len(), SOURCE_BYTES)

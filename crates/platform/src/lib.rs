@@ -1,4 +1,5 @@
-//! What every part of Myriad stands on: identifiers, configuration, the database and the blob store opened by URL, and the rows of the audit log.
+//! What every part of Myriad stands on: identifiers, configuration, the database and the blob store opened by URL, and the rows
+//! of the audit log.
 //!
 //! Knows nothing of HTTP, prices or tensors.
 

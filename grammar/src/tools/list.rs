@@ -5,17 +5,9 @@ use std::sync::Arc;
 use super::event::Out;
 use super::object::{self, CallObject};
 
-/// What `List::step` says about the character that it was given.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Step {
-    More,
-    /// It closes the array.
-    Last,
-    /// A bare list ended before it, or before the white space that it follows.
-    Behind,
-    /// With it this is no list of calls; `raw` ends with it.
-    Broken,
-}
+/// Of a list: `Last` closes the array, a bare one ended before `Behind` or before the white space that it follows, and `raw` ends with
+/// the character that is `Broken`.
+pub use super::literal::Step;
 
 enum State {
     Bracket,

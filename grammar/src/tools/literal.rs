@@ -10,15 +10,15 @@ pub enum Dialect {
     Json,
 }
 
-/// What `Literal::step` says about the character that it was given.
+/// What a reader says about the character that it was given.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     More,
-    /// It is the value's last.
+    /// It is the last one.
     Last,
-    /// The value ended before it.
+    /// What it reads ended before it.
     Behind,
-    /// With it this is no value.
+    /// With it this is none of what it reads.
     Broken,
 }
 

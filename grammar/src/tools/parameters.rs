@@ -6,7 +6,7 @@ use super::finite::Finite;
 use super::kinds::{Kinds, resolve, standalone};
 use super::lark::{Lark, quote};
 use super::literal::Dialect;
-use super::values::Values;
+use super::values::{ANNOTATIONS, Values};
 use super::{Error, Tool};
 
 /// One parameter.
@@ -25,26 +25,13 @@ pub enum Parameters {
     Open(Value),
 }
 
-/// Keywords of the arguments object that say nothing about what is valid, or that `Parameters` holds.
-const KNOWN: [&str; 17] = [
-    "type",
-    "properties",
-    "required",
-    "additionalProperties",
-    "title",
-    "description",
-    "default",
-    "examples",
-    "deprecated",
-    "readOnly",
-    "writeOnly",
-    "$schema",
-    "$id",
-    "$comment",
-    "$defs",
-    "definitions",
-    "strict",
-];
+/// Keywords of the arguments object that `Parameters` holds.
+const HELD: [&str; 4] = ["type", "properties", "required", "additionalProperties"];
+
+/// Whether a keyword of the arguments object says nothing about what is valid.
+fn is_annotation(keyword: &str) -> bool {
+    ANNOTATIONS.contains(&keyword) || ["$id", "strict"].contains(&keyword)
+}
 
 const NOTHING: &str = "it is required and nothing is valid for it; give it a schema with an end";
 
@@ -66,7 +53,9 @@ impl Parameters {
             return Err(refuse(String::new(), &reason));
         }
         let keywords = object(&root);
-        if let Some(keyword) = keywords.keys().find(|k| !KNOWN.contains(&k.as_str()) && !k.starts_with("x-")) {
+        if let Some(keyword) =
+            keywords.keys().find(|k| !HELD.contains(&k.as_str()) && !is_annotation(k) && !k.starts_with("x-"))
+        {
             let reason =
                 "only properties, required and additionalProperties are supported here; move the rule into a property";
             return Err(refuse(format!("/{}", escape(keyword)), reason));
@@ -125,7 +114,7 @@ fn foreign_reference(schema: &Value) -> Option<String> {
 fn object(root: &Value) -> Map<String, Value> {
     let mut schema = root;
     for _ in 0..REFERENCES {
-        let alone = |keyword: &str| KNOWN[4..].contains(&keyword) || keyword == "$ref" || keyword == "type";
+        let alone = |keyword: &str| is_annotation(keyword) || keyword == "$ref" || keyword == "type";
         if !schema.as_object().is_some_and(|keywords| keywords.keys().all(|keyword| alone(keyword))) {
             break;
         }

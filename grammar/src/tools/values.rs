@@ -23,7 +23,7 @@ pub struct Values<'a, 'b, 'c> {
 }
 
 /// Keywords that say nothing about which values are valid.
-const ANNOTATIONS: [&str; 11] = [
+pub const ANNOTATIONS: [&str; 11] = [
     "title",
     "description",
     "default",
